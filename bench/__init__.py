@@ -1,0 +1,1 @@
+"""Measurements of what compression bought and what it cost."""

@@ -1,0 +1,249 @@
+"""Trains the tiny language models of this directory on the interpreter's own standard library.
+
+    python examples/train_tiny_lm.py --arch llama --output examples/tiny-python-lm
+    python examples/train_tiny_lm.py --arch qwen3 --output examples/tiny-python-lm-qwen3
+
+Text, tokenizer and weights all come from `prunecomp.calibration.python_stdlib`: the ``train``
+split (with the interpreter's test suite, where it is installed) is learned, the whole modules of
+`HELD_OUT` are only ever evaluated. Nothing is downloaded.
+
+The run resumes from ``OUTPUT/../.OUTPUT.train.pt`` when it is interrupted. On the CPU it runs in
+bf16 autocast, which uses the matrix extension where there is one; ``--device cuda`` takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from prunecomp.calibration.python_stdlib import documents
+
+VOCAB_SIZE = 4096
+CONTEXT = 1024
+END_OF_TEXT = "<|endoftext|>"
+#: Splits words, numbers, punctuation and runs of white space, so that an indentation is one token.
+SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+#: tokens: what one run sees unless --tokens says otherwise.
+ARCHITECTURES = {
+    "llama": {
+        "tokens": 12_000_000,
+        "config": LlamaConfig,
+        "model": LlamaForCausalLM,
+        "fields": {
+            "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 16,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "tie_word_embeddings": False,
+        },
+    },
+    "qwen3": {
+        "tokens": 3_000_000,
+        "config": Qwen3Config,
+        "model": Qwen3ForCausalLM,
+        "fields": {
+            "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+            "tie_word_embeddings": True,
+        },
+    },
+}  # fmt: skip
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Without the test suite: the vocabulary then fits the text that calibration is taken from.
+    tokenizer.train_from_iterator((text for _, text in documents("train")), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, split: str) -> torch.Tensor:
+    """All documents of the split as one int16 stream, each preceded by the end-of-text token."""
+    texts = [text for _, text in documents(split, with_tests=split == "train")]
+    stream: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
+        stream.append(tokenizer.eos_token_id)
+        stream.extend(encoding.ids)
+    return torch.tensor(stream, dtype=torch.int16)
+
+
+def batches(stream: torch.Tensor, batch: int, length: int, generator: torch.Generator):
+    """Endless random windows, [batch, length + 1] int64."""
+    while True:
+        starts = torch.randint(len(stream) - length, (batch,), generator=generator)
+        yield torch.stack([stream[s : s + length + 1] for s in starts.tolist()]).long()
+
+
+def loss_of(model, window: torch.Tensor, device: torch.device) -> torch.Tensor:
+    window = window.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        logits = model(input_ids=window[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), window[:, 1:].flatten()
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model, stream: torch.Tensor, length: int, device, limit: int | None) -> float:
+    """Mean cross entropy in nats per token over non-overlapping windows of `length` tokens."""
+    windows = stream[: (len(stream) - 1) // length * length + 1]
+    inputs = windows.unfold(0, length + 1, length)[:limit].long()
+    losses = [loss_of(model, part, device) * len(part) for part in inputs.split(32_768 // length)]
+    return float(torch.stack(losses).sum() / len(inputs))
+
+
+def optimizers_for(model, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, head and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
+    return [
+        torch.optim.Muon(
+            matrices, lr=peak, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def learning_rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6) -> float:
+    """Warm-up, constant, then linear decay to zero; a share of the peak."""
+    if progress < warmup:
+        return progress / warmup
+    return 1.0 if progress < decay_from else max(0.0, (1 - progress) / (1 - decay_from))
+
+
+def train(args: argparse.Namespace) -> dict:
+    device = torch.device(args.device)
+    architecture = ARCHITECTURES[args.arch]
+    tokens = args.tokens or architecture["tokens"]
+    tokenizer = train_tokenizer()
+    streams = {split: token_stream(tokenizer, split) for split in ("train", "held-out")}
+    print({split: len(s) for split, s in streams.items()}, "tokens", file=sys.stderr)
+
+    torch.manual_seed(args.seed)
+    config = architecture["config"](
+        vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None, **architecture["fields"],
+    )  # fmt: skip
+    model = architecture["model"](config).to(device)
+    optimizers = optimizers_for(model, args.learning_rate)
+    generator = torch.Generator().manual_seed(args.seed)
+    state = args.output.parent / f".{args.output.name}.train.pt"
+    seen, log, started = 0, [], time.monotonic()
+    if state.exists():
+        saved = torch.load(state, map_location=device)
+        model.load_state_dict(saved["model"])
+        for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        generator.set_state(saved["generator"].cpu())
+        seen, log = saved["seen"], saved["log"]
+        started -= saved["seconds"]
+
+    # Most tokens in short windows, which are cheaper; the last tenth in the full context, so
+    # that every position up to CONTEXT is trained.
+    step, length = seen // args.batch_tokens, 0
+    while seen < tokens:
+        if length != (wanted := 256 if seen < 0.9 * tokens else CONTEXT):
+            length = wanted
+            # The CPU's fused attention has a slow backward pass; for short windows the plain
+            # matrix products are faster.
+            eager = device.type == "cpu" and length < CONTEXT
+            model.set_attn_implementation("eager" if eager else "sdpa")
+            step_model = torch.compile(model) if args.compile else model
+        source = batches(streams["train"], args.batch_tokens // length, length, generator)
+        share = learning_rate(seen / tokens)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * share
+        loss = loss_of(step_model, next(source), device)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seen, step = seen + args.batch_tokens, step + 1
+        if step % 50 == 0 or seen >= tokens:
+            seconds = time.monotonic() - started
+            entry = {"tokens": seen, "train_loss": round(float(loss), 4), "seconds": int(seconds)}
+            if step % 200 == 0 or seen >= tokens:
+                entry["held_out_loss"] = round(
+                    held_out_loss(model, streams["held-out"], length, device, 65_536 // length), 4
+                )
+            log.append(entry)
+            print(json.dumps(entry), file=sys.stderr, flush=True)
+            torch.save(
+                {
+                    "model": model.state_dict(), "seen": seen, "log": log, "seconds": seconds,
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "generator": generator.get_state(),
+                },
+                state,
+            )  # fmt: skip
+
+    loss = held_out_loss(model, streams["held-out"], CONTEXT, device, None)
+    result = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_seen": seen,
+        "train_tokens": len(streams["train"]),
+        "held_out_tokens": len(streams["held-out"]),
+        "held_out_loss": loss,
+        "held_out_perplexity": math.exp(loss),
+        "seconds": int(time.monotonic() - started),
+        "log": log,
+    }
+    model.to(torch.bfloat16).save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    (args.output / "training.json").write_text(json.dumps(result, indent=1) + "\n")
+    state.unlink()
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, help="tokens to train on (default: by --arch)")
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    result = train(parser.parse_args())
+    del result["log"]
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

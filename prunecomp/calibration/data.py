@@ -1,0 +1,274 @@
+"""Calibration and evaluation tokens: where they come from, and proof of which they were.
+
+A source is named by one string:
+
+* a built-in name: ``python-stdlib`` (offline), ``wikitext-2``, ``c4`` (from the hub);
+* a ``.txt`` file; a ``.jsonl`` file with one object per line (`TextSource.field` names the text);
+* a ``.safetensors`` file that holds ``input_ids`` [samples, tokens], to repeat a run exactly;
+* the id of a data set on the hub, with `config`, `split` and `field`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunecomp.calibration import python_stdlib
+from prunecomp.errors import MissingDependencyError, UsageError
+
+DEFAULT_SAMPLES = 128
+DEFAULT_SEQ_LEN = 2048
+
+#: Built-in names that stand for a data set on the hub. WikiText-2's training split is what the
+#: pruning literature calibrates on; its rows are lines, joined by blank lines.
+HUB_PRESETS: dict[str, dict[str, Any]] = {
+    "wikitext-2": {
+        "path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "train",
+    },
+    "c4": {
+        "path": "allenai/c4", "split": "train",
+        "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
+    },
+}  # fmt: skip
+BUILT_IN = ("python-stdlib", *HUB_PRESETS)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What the user named: `name` as above; the rest refines files and hub data sets."""
+
+    name: str
+    field: str = "text"
+    config: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Tokens, and everything that decided which.
+
+    Attributes:
+        input_ids: [samples, tokens] int64.
+        source: what was named.
+        seed: of the choice of samples.
+    """
+
+    input_ids: torch.Tensor
+    source: TextSource
+    seed: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of shape and tokens (little-endian int64)."""
+        digest = hashlib.sha256(str(tuple(self.input_ids.shape)).encode())
+        digest.update(self.input_ids.contiguous().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def save_tokens(tokens: CalibrationSet, path: Path) -> None:
+    """Writes ``input_ids`` as int32 for use as a ``.safetensors`` source."""
+    from safetensors.torch import save_file
+
+    save_file({"input_ids": tokens.input_ids.to(torch.int32).contiguous()}, path)
+
+
+def load_tokens(
+    source: TextSource,
+    *,
+    tokenizer_dir: Path,
+    vocab_size: int,
+    max_seq_len: int | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    held_out: bool = False,
+) -> CalibrationSet:
+    """Draws `samples` windows of `seq_len` tokens; windows do not overlap.
+
+    Text is tokenised without special tokens and cut into windows, of which a seeded choice is
+    taken. A source with fewer windows gives those that it has.
+
+    Args:
+        max_seq_len: the model's context; a longer default is cut to it, a longer request is
+            refused.
+        held_out: take the evaluation split of a built-in source that has one.
+
+    Raises:
+        UsageError: the source is missing, malformed, empty, or shorter than one sample.
+        MissingDependencyError: a hub data set without the ``datasets`` package.
+    """
+    if source.name.endswith(".safetensors"):
+        input_ids = _token_file(Path(source.name), samples, seq_len)
+        _check_ids(input_ids, source.name, vocab_size, max_seq_len)
+        return CalibrationSet(input_ids, source, seed)
+    samples = DEFAULT_SAMPLES if samples is None else samples
+    if seq_len is None:
+        seq_len = min(DEFAULT_SEQ_LEN, max_seq_len or DEFAULT_SEQ_LEN)
+    if samples < 1 or seq_len < 2:
+        raise UsageError(
+            f"{samples} samples of {seq_len} tokens: at least one sample of two tokens is needed"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    # A few times what is needed leaves the choice of windows something to choose from, and
+    # spares tokenising the rest of a large corpus.
+    enough = 4 * samples * seq_len
+    if source.name == "python-stdlib":
+        stream = _stdlib_stream(tokenizer_dir, held_out, generator, enough)
+    else:
+        text = "\n\n".join(_texts(source, enough * 8))
+        if not text.strip():
+            raise UsageError(f"{source.name}: the calibration text is empty; name another source")
+        stream = _tokenizer(tokenizer_dir)(text, add_special_tokens=False)["input_ids"]
+    windows = torch.tensor(stream[: len(stream) // seq_len * seq_len]).view(-1, seq_len)
+    if len(windows) == 0:
+        raise UsageError(
+            f"{source.name}: the text has {len(stream)} tokens, which is less than one sample of "
+            f"{seq_len}; give more text or a smaller --seq-len"
+        )
+    chosen = torch.randperm(len(windows), generator=generator)[:samples]
+    input_ids = windows[chosen]
+    _check_ids(input_ids, source.name, vocab_size, max_seq_len)
+    return CalibrationSet(input_ids, source, seed)
+
+
+def _check_ids(input_ids: torch.Tensor, name: str, vocab_size: int, context: int | None) -> None:
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise UsageError(
+            f"{name}: token {low if low < 0 else high} is outside the model's vocabulary of "
+            f"{vocab_size}; the tokens were made for another model"
+        )
+    if context is not None and input_ids.shape[1] > context:
+        raise UsageError(
+            f"{name}: samples of {input_ids.shape[1]} tokens exceed the model's context of "
+            f"{context}; use a smaller --seq-len"
+        )
+
+
+def _token_file(path: Path, samples: int | None, seq_len: int | None) -> torch.Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot read the tokens ({error}); check the file") from error
+    ids = tensors.get("input_ids")
+    if ids is None or ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise UsageError(f"{path}: must hold an integer tensor input_ids of [samples, tokens]")
+    rows = len(ids) if samples is None else samples
+    columns = ids.shape[1] if seq_len is None else seq_len
+    if not (1 <= rows <= len(ids) and 2 <= columns <= ids.shape[1]):
+        raise UsageError(
+            f"{path}: holds {len(ids)} samples of {ids.shape[1]} tokens, {rows} of {columns} "
+            "were asked for; give smaller --samples or --seq-len"
+        )
+    return ids[:rows, :columns].long()
+
+
+def _tokenizer(directory: Path):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{directory}: cannot load its tokenizer ({first}); give the tokens as a "
+            ".safetensors file instead"
+        ) from error
+
+
+def _stdlib_stream(
+    directory: Path, held_out: bool, generator: torch.Generator, enough: int
+) -> list[int]:
+    """Whole files in random order, each after an end-of-text token where there is one."""
+    tokenizer = _tokenizer(directory)
+    texts = [t for _, t in python_stdlib.documents("held-out" if held_out else "train")]
+    order = torch.randperm(len(texts), generator=generator).tolist()
+    start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for first in range(0, len(order), 16):
+        part = [texts[i] for i in order[first : first + 16]]
+        for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
+            stream += start + ids
+        if len(stream) >= enough:
+            break
+    return stream
+
+
+def _texts(source: TextSource, enough: int) -> Iterator[str]:
+    """The texts of a file or data set, until about `enough` characters have come."""
+    path = Path(source.name)
+    if path.suffix in {".txt", ".jsonl"}:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such calibration file")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot read it as UTF-8 text ({error})") from error
+        yield from [text] if path.suffix == ".txt" else _jsonl(path, text, source.field)
+        return
+    if source.name not in BUILT_IN and "/" not in source.name:
+        raise UsageError(
+            f"unknown calibration source {source.name!r}; use {', '.join(BUILT_IN)}, a .txt, "
+            ".jsonl or .safetensors file, or a hub data set as OWNER/NAME"
+        )
+    seen = 0
+    for text in _hub(source):
+        yield text
+        seen += len(text)
+        if seen >= enough:
+            return
+
+
+def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}, line {number}: is not JSON ({error.msg})") from error
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            raise UsageError(
+                f"{path}, line {number}: has no text under {field!r}; name the field with "
+                "--calibration-field"
+            )
+        yield record[field]
+
+
+def _hub(source: TextSource) -> Iterable[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{source.name}: reading a hub data set needs the package datasets; "
+            "install prunecomp[data]"
+        ) from error
+    request = dict(HUB_PRESETS.get(source.name, {"path": source.name, "split": "train"}))
+    if source.config:
+        request["name"] = source.config
+    if source.split:
+        request["split"] = source.split
+    try:
+        rows = load_dataset(**request, streaming=True)
+        for row in rows:
+            if not isinstance(row.get(source.field), str):
+                raise UsageError(
+                    f"{source.name}: rows have the fields {', '.join(row)}, and no text under "
+                    f"{source.field!r}; name one with --calibration-field"
+                )
+            yield row[source.field]
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UsageError(
+            f"{source.name}: cannot load the data set from the hub ({first}); check its name and "
+            "the network, or use a local file"
+        ) from error

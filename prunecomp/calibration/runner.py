@@ -1,0 +1,230 @@
+"""Moves calibration batches through the live layers, one layer after the other.
+
+All batches go through a layer before the next layer starts. What is asked for is computed once
+and remembered until a cut makes it stale; a cut leaves everything in front of it valid.
+
+Boundaries are counted over live layers: boundary p enters the p-th live layer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from prunecomp.calibration.cache import ActivationCache
+from prunecomp.calibration.data import CalibrationSet
+from prunecomp.calibration.stats import channel_magnitude, cosine_sum
+from prunecomp.calibration.view import PlannedModel
+from prunecomp.errors import NumericError
+from prunecomp.plan import PrunePlan
+from prunecomp.progress import Progress
+
+#: Tokens that go through a layer at once, and logits that are held at once, as a multiple.
+BATCH_TOKENS = 8192
+LOGIT_ELEMENTS = 1 << 26
+
+
+def default_cache_bytes(device: torch.device) -> int:
+    """A third of the memory that is free where activations live."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 3
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 3
+
+
+class Runner:
+    """Statistics of a `PlannedModel` over a `CalibrationSet`."""
+
+    def __init__(
+        self,
+        model: PlannedModel,
+        calibration: CalibrationSet,
+        *,
+        progress: Progress,
+        batch_size: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.model, self.progress = model, progress
+        ids = calibration.input_ids.to(model.device)
+        self._ids = ids.split(batch_size or max(1, BATCH_TOKENS // ids.shape[1]))
+        first = self._embed()
+        self.cache = ActivationCache(
+            boundaries=len(model.live) + 1,
+            bytes_per_boundary=sum(h.nbytes for h in first),
+            budget=default_cache_bytes(model.device) if cache_bytes is None else cache_bytes,
+        )
+        self._magnitudes: dict[int, torch.Tensor] = {}
+        self._cosines: dict[tuple[int, str], dict[int, float]] = {}
+        self._note(0, first)
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Original indices of the layers that are left."""
+        return self.model.live
+
+    def magnitude(self, boundary: int) -> torch.Tensor:
+        """Mean over tokens of |h| at `boundary`: [samples, d] float32."""
+        if boundary not in self._magnitudes:
+            for _ in self._sweep(boundary, boundary, "magnitudes"):
+                pass
+        return self._magnitudes[boundary]
+
+    def cosines(self, lag: int, *, axis: str = "channels") -> list[float]:
+        """Mean cosine between boundaries p and p + lag, for p = 0 ... live - lag."""
+        known = self._cosines.setdefault((lag, axis), {})
+        pairs = len(self.live) - lag + 1
+        start = next((p for p in range(pairs) if p not in known), None)
+        if start is not None:
+            window: deque[Sequence[torch.Tensor]] = deque(maxlen=lag + 1)
+            for boundary, batches in self._sweep(start, len(self.live), "scores"):
+                window.append(batches)
+                if boundary - lag >= start:
+                    known[boundary - lag] = self._mean_cosine(window[0], batches, axis)
+        return [known[p] for p in range(pairs)]
+
+    def _mean_cosine(self, before, after, axis: str) -> float:
+        total = sum(
+            float(cosine_sum(x, y, axis=axis)) for x, y in zip(before, after, strict=True)
+        )
+        axis_size = 2 if axis == "sequence" else 1
+        value = total / sum(h.shape[0] * h.shape[axis_size] for h in before)
+        if not math.isfinite(value):
+            raise NumericError("the hidden states are not finite; use --dtype bfloat16 or float32")
+        return value
+
+    def loss(self, *, without: int | None = None, description: str = "loss") -> float:
+        """Mean next-token cross entropy in nats, with the `without`-th live layer skipped."""
+        start = len(self.live) if without is None else without
+        (_, batches), = self._sweep(start, start, description)
+        for layer in self.live[start + 1 :]:
+            batches = [self._forward(layer, h) for h in batches]
+        total, count = 0.0, 0
+        for hidden, ids in zip(batches, self._ids, strict=True):
+            total += float(self._token_losses(hidden, ids).double().sum())
+            count += ids.shape[0] * (ids.shape[1] - 1)
+        if not math.isfinite(total):
+            raise NumericError("the calibration loss is not finite; use --dtype bfloat16 or float32")
+        return total / count
+
+    def weight_gradients(self) -> Iterator[tuple[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]]:
+        """Gradients of the summed per-sample losses, one layer at a time, last layer first.
+
+        Yields ``(original index, {relative name: (weight, gradient)})``; gradients are float32,
+        accumulated over all samples. Only one layer's gradients exist at a time: each layer is
+        run again from its stored input, with the gradient of its output.
+        """
+        last = len(self.live)
+        (_, batches), = self._sweep(last, last, "forward")
+        upstream = [self._loss_gradient(h, ids) for h, ids in zip(batches, self._ids, strict=True)]
+        positions = range(last - 1, -1, -1)
+        for p in self.progress.track(positions, "gradients", total=last, unit="layer"):
+            (_, batches), = self._sweep(p, p, "forward")
+            layer = self.live[p]
+            named = dict(self.model.layer(layer).named_parameters())
+            sums = [torch.zeros_like(w, dtype=torch.float32) for w in named.values()]
+            for b, hidden in enumerate(batches):
+                inputs = [hidden.detach().requires_grad_(), *named.values()]
+                for weight in named.values():
+                    weight.requires_grad_()
+                with torch.enable_grad():
+                    out = self.model.run_layer(layer, inputs[0])
+                upstream[b], *gradients = torch.autograd.grad(out, inputs, upstream[b])
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total += gradient
+            for weight in named.values():
+                weight.requires_grad_(False)
+            yield layer, {
+                name: (weight, total)
+                for (name, weight), total in zip(named.items(), sums, strict=True)
+            }
+
+    def advance(self, plan: PrunePlan) -> None:
+        """Makes the model that of `plan`, which has one round more, and forgets what is stale.
+
+        The stream up to the cut is what it was, unless the factor was folded in front of it.
+        """
+        done = plan.rounds[-1]
+        cut = self.live.index(done.removed[0])
+        self.model.apply(plan)
+        if plan.recipe.fold == "upstream" and done.factor != 1.0:
+            cut = -1
+        self.cache.truncate_after(cut)
+        self._magnitudes = {b: m for b, m in self._magnitudes.items() if b <= cut}
+        for (lag, _), known in self._cosines.items():
+            for p in [p for p in known if p + lag > cut]:
+                del known[p]
+
+    def _embed(self) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [self.model.embed(ids) for ids in self._ids]
+
+    def _forward(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.model.run_layer(layer, hidden)
+
+    def _note(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
+        self.cache.put(boundary, batches)
+        if boundary not in self._magnitudes:
+            self._magnitudes[boundary] = torch.cat([channel_magnitude(h) for h in batches])
+
+    def _sweep(
+        self, first: int, last: int, description: str
+    ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
+        """Yields ``(boundary, batches)`` from `first` to `last`, from the nearest kept one on."""
+        found = self.cache.nearest(first)
+        if found is None:
+            found = 0, self._embed()
+            self._note(*found)
+        boundary, batches = found
+        if boundary >= first:
+            yield boundary, batches
+        if boundary >= last:
+            return
+        steps = (last - boundary) * len(batches)
+        with self.progress.bar(steps, description, unit="batch") as bar:
+            for boundary in range(boundary + 1, last + 1):
+                previous, batches = batches, []
+                for hidden in previous:
+                    batches.append(self._forward(self.live[boundary - 1], hidden))
+                    bar.update()
+                self._note(boundary, batches)
+                if boundary >= first:
+                    yield boundary, batches
+
+    def _token_losses(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Cross entropy [n, t - 1] float32; logits exist for a slice of the tokens at a time."""
+        vocabulary = self.model.model.config.vocab_size
+        step = max(1, LOGIT_ELEMENTS // (vocabulary * len(ids)))
+        parts = []
+        for start in range(0, ids.shape[1] - 1, step):
+            stop = min(start + step, ids.shape[1] - 1)
+            with torch.no_grad():
+                logits = self.model.logits(hidden[:, start:stop], ids[:, start:stop])
+            target = ids[:, start + 1 : stop + 1]
+            parts.append(
+                torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1), target.flatten(), reduction="none"
+                ).view_as(target)
+            )
+        return torch.cat(parts, dim=1)
+
+    def _loss_gradient(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Gradient of the sum over samples of the mean loss, with respect to the last stream."""
+        out = torch.zeros_like(hidden)
+        vocabulary, length = self.model.model.config.vocab_size, ids.shape[1] - 1
+        step = max(1, LOGIT_ELEMENTS // (vocabulary * len(ids)))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            piece = hidden[:, start:stop].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self.model.logits(piece, ids[:, start:stop])
+                loss = torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1),
+                    ids[:, start + 1 : stop + 1].flatten(),
+                    reduction="sum",
+                )
+            out[:, start:stop] = torch.autograd.grad(loss / length, piece)[0]
+        return out

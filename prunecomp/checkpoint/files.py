@@ -1,0 +1,63 @@
+"""The files beside the weights: what is carried over, and what is rewritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prunecomp.checkpoint.reader import CONFIG_FILE, Checkpoint
+from prunecomp.errors import UnsupportedModelError
+
+#: Tokenizer, generation defaults, chat templates and licences do not depend on depth. Anything
+#: else (other weight formats, training state, Python code) is left behind.
+CARRIED = (
+    "tokenizer*", "*.tiktoken", "tekken.json", "vocab*", "merges.txt", "*.model",
+    "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template*", "additional_chat_templates", "LICENSE*", "LICENCE*", "NOTICE*",
+    "USE_POLICY*",
+)  # fmt: skip
+
+
+def carry_over(source: Path, target: Path) -> list[str]:
+    """Copies what `CARRIED` names; returns the names, sorted. Links are resolved."""
+    names = sorted({path.name for pattern in CARRIED for path in source.glob(pattern)})
+    for name in names:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        else:
+            shutil.copyfile(source / name, target / name)
+    return names
+
+
+def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config as transformers resolves it: defaults and generated per-layer lists filled in.
+
+    Raises:
+        UnsupportedModelError: transformers does not accept the config.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UnsupportedModelError(
+            f"{checkpoint.path / CONFIG_FILE}: transformers rejects it ({first}); correct it"
+        ) from error
+    return config.to_dict()
+
+
+def write_config(target: Path, checkpoint: Checkpoint, kept: tuple[int, ...]) -> dict[str, Any]:
+    """Writes the config of the reduced depth and returns it.
+
+    ``auto_map`` is dropped: it points at Python files of the source repository, which are never
+    run and not carried over; the stock class is the one that was compressed.
+    """
+    config = checkpoint.family.rewrite_config(
+        checkpoint.config, resolved_config(checkpoint), kept
+    )
+    config.pop("auto_map", None)
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config

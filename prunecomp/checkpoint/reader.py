@@ -1,0 +1,98 @@
+"""A model directory as a lazy mapping from tensor names to tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from prunecomp.checkpoint.index import CheckpointIndex, read_json
+from prunecomp.errors import CheckpointError
+from prunecomp.families import family_for
+
+CONFIG_FILE = "config.json"
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """Reads one tensor at a time; nothing but headers is held in memory.
+
+    Attributes:
+        path: the directory.
+        config: config.json as it stands.
+        family: the architecture's description.
+        index: specs of all tensors, without their data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the directory and checks it against its config, without reading weights.
+
+        Raises:
+            CheckpointError: missing, damaged or inconsistent.
+            UnsupportedModelError: not an architecture that can be compressed.
+        """
+        if not path.is_dir():
+            kind = "is not a directory" if path.exists() else "no such directory"
+            raise CheckpointError(f"{path}: {kind}; name a model directory with a {CONFIG_FILE}")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise CheckpointError(f"{path}: cannot read the directory; check its permissions")
+        if not (path / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{path}: has no {CONFIG_FILE}; name a model directory")
+        self.path = path
+        self.config: dict[str, Any] = read_json(path / CONFIG_FILE)
+        if not isinstance(self.config, dict):
+            raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
+        self.family = family_for(self.config, where=str(path))
+        self.index = CheckpointIndex(path)
+        self._check_depth()
+
+    def _check_depth(self) -> None:
+        per_layer: dict[int, int] = {}
+        for name in self.index:
+            located = self.family.layer_of(name)
+            if located is not None:
+                per_layer[located[0]] = per_layer.get(located[0], 0) + 1
+        expected = set(range(self.num_hidden_layers))
+        if set(per_layer) != expected:
+            odd = sorted(expected.symmetric_difference(per_layer))
+            raise CheckpointError(
+                f"{self.path}: {CONFIG_FILE} says {self.num_hidden_layers} layers, the weights "
+                f"disagree about layer {odd[0]}; restore the file that is wrong"
+            )
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.family.depth(self.config)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the embedding's weight."""
+        return self.family.is_tied(self.config)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        spec = self.index[name]
+        with safe_open(spec.file, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def sha256(self) -> dict[str, str]:
+        """Digest of config.json and of each weight file, as ``{file name: hex}``."""
+        paths = [self.path / CONFIG_FILE, *self.index.files]
+        # hashlib lets other threads run, so files are hashed side by side.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            return dict(zip([p.name for p in paths], pool.map(_file_sha256, paths), strict=True))
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

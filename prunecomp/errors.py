@@ -1,0 +1,46 @@
+"""What can go wrong, and the exit code that says so.
+
+Every message is one line: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class PruneCompError(Exception):
+    """Base of all expected failures; anything else that escapes is a bug."""
+
+    exit_code = 1
+
+
+class UsageError(PruneCompError):
+    """The request cannot be carried out as it stands: arguments, files, model or text."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """A model directory is missing, unreadable, damaged or inconsistent."""
+
+
+class UnsupportedModelError(UsageError):
+    """The model is intact, but its architecture or format is not one that can be compressed."""
+
+
+class PlanError(UsageError):
+    """A plan file is malformed, or does not belong to the model that it is applied to."""
+
+
+class NumericError(PruneCompError):
+    """A value became NaN or infinite where that makes the result meaningless."""
+
+
+class VerificationError(PruneCompError):
+    """Something was written, and a check of it failed; nothing of it is kept."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(PruneCompError):
+    """An optional package is needed for what was asked."""
+
+    exit_code = 5

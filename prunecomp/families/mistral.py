@@ -1,0 +1,5 @@
+"""Mistral dense; its one ``sliding_window`` is global and does not depend on depth."""
+
+from prunecomp.families.base import ModelFamily
+
+FAMILY = ModelFamily(model_type="mistral", architectures=("MistralForCausalLM",))

@@ -1,0 +1,44 @@
+"""A model's name on the command line -> a local directory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prunecomp.errors import CheckpointError
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def local_directory(name: str) -> Path:
+    """The directory `name`, or a snapshot of the hub repository ``OWNER/NAME[@REVISION]``.
+
+    Only configs, tokenizers, licences and safetensors are fetched; never Python code.
+
+    Raises:
+        CheckpointError: neither a directory nor a repository that can be fetched.
+    """
+    path = Path(name)
+    if path.exists() or not _REPOSITORY.fullmatch(name) or name.startswith("."):
+        return path  # if it is missing, `Checkpoint` says so
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=[
+                    "*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "*.txt",
+                    "LICENSE*", "NOTICE*", "USE_POLICY*",
+                ],
+            )
+        )  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such directory, and the hub did not give it ({first}); check the name "
+            "and the network"
+        ) from error

@@ -1,0 +1,39 @@
+"""What a metric is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from prunecomp.plan import PrunePlan
+
+if TYPE_CHECKING:
+    from prunecomp.calibration.runner import Runner
+
+
+class Metric(Protocol):
+    """Scores candidate spans; the one with the lowest score is removed.
+
+    A file in this package is one metric: it ends with an object named ``METRIC`` that has these
+    members. It asks the runner for what it needs, and so costs what it needs.
+
+    Attributes:
+        summary: one line for ``--help``.
+        protect: layers at the start and at the end that are spared unless the user says
+            otherwise.
+        block: True where one contiguous block is chosen at once; there is then one round.
+    """
+
+    summary: str
+    protect: tuple[int, int]
+    block: bool
+
+    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+        """One score per candidate; lower goes first.
+
+        Args:
+            runner: over the model as it now is.
+            plan: of the rounds so far; `plan.recipe.num_removed` is the length of a block.
+            positions: index among the live layers of each candidate's (first) layer.
+        """
+        ...

@@ -1,0 +1,30 @@
+"""Perplexity: what the model loses without the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prunecomp.calibration.runner import Runner
+from prunecomp.plan import PrunePlan
+
+
+class Perplexity:
+    """Calibration loss, in nats per token, of the model with the layer skipped; the lowest goes.
+
+    Source: SLEB, arXiv 2402.09025, metric 3. Ranking by loss is ranking by perplexity. Each
+    candidate starts from its own boundary, so half of the layers are run on average. SLEB's code
+    spares the first and the last layer; use ``--protect-first 1 --protect-last 1`` for that.
+    """
+
+    summary = "calibration loss with the layer skipped (SLEB)"
+    protect = (0, 0)
+    block = False
+
+    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+        tracked = runner.progress.track(
+            positions, "candidates", total=len(positions), unit="layer"
+        )
+        return [runner.loss(without=p, description="forward") for p in tracked]
+
+
+METRIC = Perplexity()

@@ -1,0 +1,37 @@
+"""Taylor+: how much the loss changes, to first order, when a layer's weights go to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prunecomp.calibration.runner import Runner
+from prunecomp.plan import PrunePlan
+
+
+class Taylor:
+    """``sum |w * dLoss/dw|`` over the layer's weights; the lowest goes. Biases are not weights.
+
+    Gradients are accumulated over all samples, in fp32, before the absolute value is taken.
+
+    Source: Shortened LLaMA, arXiv 2402.02834, equation 2, with its rule that the first four and
+    the last two layers stay.
+    """
+
+    summary = "sum of |w * dLoss/dw| over a layer's weights (Shortened LLaMA)"
+    protect = (4, 2)
+    block = False
+
+    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+        totals: dict[int, float] = {}
+        for layer, weights in runner.weight_gradients():
+            totals[layer] = sum(
+                float((weight.float() * gradient).abs().sum(dtype=torch.float64))
+                for name, (weight, gradient) in weights.items()
+                if name.endswith("weight")
+            )
+        return [totals[runner.live[p]] for p in positions]
+
+
+METRIC = Taylor()

@@ -1,0 +1,371 @@
+"""The three calls that a user makes: `make_plan`, `apply_plan`, `compress`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecomp.card import model_card
+from prunecomp.checkpoint.files import carry_over, resolved_config, write_config
+from prunecomp.checkpoint.output import output_directory
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.writer import write_weights
+from prunecomp.compensators import COMPENSATORS
+from prunecomp.errors import PlanError, UsageError
+from prunecomp.fold import choose_fold, compile_edits
+from prunecomp.metrics import METRICS
+from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
+from prunecomp.progress import Progress
+from prunecomp.selection import check_recipe, select
+from prunecomp.verify import check_written
+
+if TYPE_CHECKING:
+    from prunecomp.calibration.data import CalibrationSet
+
+MANIFEST_FILE = "prunecomp.json"
+MANIFEST_VERSION = 1
+STRATEGIES = ("iterative", "one-shot")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the user asks of a plan; None means the documented default.
+
+    Exactly one of `layers` (how many to remove) and `ratio` (share of the depth, rounded to the
+    nearest layer) is given.
+    """
+
+    layers: int | None = None
+    ratio: float | None = None
+    metric: str = "bi"
+    strategy: str | None = None
+    compensation: str = "magnitude"
+    fold: str = "downstream"
+    protect_first: int | None = None
+    protect_last: int | None = None
+    calibration: str = "python-stdlib"
+    calibration_field: str = "text"
+    calibration_config: str | None = None
+    calibration_split: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    seed: int = 0
+    evaluation: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `apply_plan` wrote."""
+
+    output: Path
+    files: list[str]
+    parameters: int
+    source_parameters: int
+    nbytes: int
+    source_nbytes: int
+    checks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "output": str(self.output)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("prunecomp", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) -> Recipe:
+    """Fills in the defaults and refuses what cannot be done, before anything runs.
+
+    Raises:
+        UsageError: see the message.
+    """
+    from prunecomp.device import resolve_device, resolve_dtype
+
+    metric = METRICS.get(request.metric)
+    COMPENSATORS.get(request.compensation)
+    depth = checkpoint.num_hidden_layers
+    if (request.layers is None) == (request.ratio is None):
+        raise UsageError("give either --layers N or --ratio R")
+    if request.ratio is not None and not 0 < request.ratio < 1:
+        raise UsageError(f"--ratio {request.ratio}: give a number between 0 and 1")
+    count = request.layers if request.layers is not None else round(request.ratio * depth)
+    if request.ratio is not None and count < 1:
+        raise UsageError(f"--ratio {request.ratio} of {depth} layers is less than one layer")
+    strategy = request.strategy or "iterative"
+    if strategy not in STRATEGIES:
+        raise UsageError(f"unknown strategy {strategy!r} (choose from {', '.join(STRATEGIES)})")
+    if metric.block and strategy == "iterative":
+        if request.strategy:
+            progress.say(f"note: {request.metric} picks one block at once; the strategy is one-shot")
+        strategy = "one-shot"
+    first, last = metric.protect
+    dtypes = {spec.dtype for spec in checkpoint.index.values()}
+    recipe = Recipe(
+        metric=request.metric,
+        strategy=strategy,
+        compensation=request.compensation,
+        fold=choose_fold(request.fold, checkpoint.family),
+        num_removed=count,
+        protect_first=first if request.protect_first is None else request.protect_first,
+        protect_last=last if request.protect_last is None else request.protect_last,
+        dtype=str(resolve_dtype(request.dtype, dtypes)).removeprefix("torch."),
+        device=str(resolve_device(request.device)),
+    )
+    check_recipe(recipe, metric, depth)
+    return recipe
+
+
+def load_texts(
+    checkpoint: Checkpoint, request: PlanRequest
+) -> tuple[CalibrationSet, CalibrationSet | None]:
+    """Calibration tokens, and evaluation tokens where a text for them is known.
+
+    A built-in source with a held-out split is evaluated on that split unless the request names
+    another text.
+    """
+    from prunecomp.calibration.data import TextSource, load_tokens
+
+    source = TextSource(
+        request.calibration, request.calibration_field, request.calibration_config,
+        request.calibration_split,
+    )  # fmt: skip
+    resolved = resolved_config(checkpoint)
+    common = {
+        "tokenizer_dir": checkpoint.path,
+        "vocab_size": resolved["vocab_size"],
+        "max_seq_len": resolved.get("max_position_embeddings"),
+    }
+    calibration = load_tokens(
+        source, samples=request.samples, seq_len=request.seq_len, seed=request.seed, **common
+    )
+    name = request.evaluation
+    if name is None and request.calibration == "python-stdlib":
+        name = "python-stdlib"
+    if name is None or name == "none":
+        return calibration, None
+    return calibration, load_tokens(
+        TextSource(name, request.calibration_field), held_out=True, samples=64,
+        seq_len=calibration.input_ids.shape[1], **common,
+    )  # fmt: skip
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    *,
+    name: str,
+    progress: Progress,
+    resume: PrunePlan | None = None,
+    on_round: Callable[[PrunePlan], None] = lambda plan: None,
+) -> PrunePlan:
+    """Chooses layers and factors; loads and runs the model.
+
+    Args:
+        name: what the plan and the model card call the source.
+        resume: a plan of fewer or as many rounds for the same model, recipe and tokens.
+        on_round: called with the plan so far after each round.
+
+    Raises:
+        UsageError: the request, the text or `resume` does not fit.
+    """
+    from prunecomp.calibration.runner import Runner
+    from prunecomp.calibration.view import PlannedModel
+    from prunecomp.device import DTYPES, resolve_device
+
+    recipe = resolve_recipe(checkpoint, request, progress)
+    calibration, evaluation = load_texts(checkpoint, request)
+    samples, seq_len = calibration.input_ids.shape
+    if request.samples and samples < request.samples:
+        progress.say(f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}")
+    plan = PrunePlan(
+        source=SourceModel(
+            name, checkpoint.family.model_type, checkpoint.num_hidden_layers, checkpoint.sha256()
+        ),
+        recipe=recipe,
+        calibration=CalibrationRecord(
+            request.calibration, samples, seq_len, request.seed, calibration.sha256,
+            {"field": request.calibration_field, "config": request.calibration_config,
+             "split": request.calibration_split},
+        ),
+        versions=versions(),
+    )  # fmt: skip
+    progress.say(
+        f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
+        f"{recipe.dtype} on {recipe.device}"
+    )
+    model = PlannedModel(
+        checkpoint, device=resolve_device(recipe.device), dtype=DTYPES[recipe.dtype]
+    )
+    base = _losses(model, {"evaluation": evaluation}, progress, request)
+    runner = Runner(model, calibration, progress=progress, batch_size=request.batch_size)
+    base["calibration"] = runner.loss(description="base loss")
+    if resume is not None:
+        plan = _resumed(plan, resume)
+        for done in range(1, len(plan.rounds) + 1):
+            runner.advance(dataclasses.replace(plan, rounds=plan.rounds[:done]))
+
+    def report(current: PrunePlan) -> None:
+        done = current.rounds[-1]
+        progress.say(
+            f"round {len(current.rounds)}: remove layer "
+            f"{', '.join(map(str, done.removed))}, factor {done.factor:.6f}"
+        )
+        on_round(current)
+
+    plan = select(
+        plan, runner, METRICS.get(recipe.metric), COMPENSATORS.get(recipe.compensation),
+        on_round=report,
+    )  # fmt: skip
+    pruned = _losses(model, {"evaluation": evaluation}, progress, request)
+    pruned["calibration"] = runner.loss(description="pruned loss")
+    label = {
+        "calibration": f"calibration ({request.calibration})",
+        "evaluation": f"evaluation ({_evaluation_name(request)})",
+    }
+    return dataclasses.replace(
+        plan,
+        perplexity={
+            label[text]: {"base": math.exp(base[text]), "pruned": math.exp(pruned[text])}
+            for text in sorted(base)
+        },
+    )
+
+
+def _evaluation_name(request: PlanRequest) -> str:
+    name = request.evaluation or request.calibration
+    return "python-stdlib, held-out modules" if name == "python-stdlib" else name
+
+
+def _losses(
+    model, sets: Mapping[str, CalibrationSet | None], progress: Progress, request: PlanRequest
+) -> dict[str, float]:
+    from prunecomp.calibration.runner import Runner
+
+    return {
+        text: Runner(
+            model, tokens, progress=progress, batch_size=request.batch_size, cache_bytes=0
+        ).loss(description=text)
+        for text, tokens in sets.items()
+        if tokens is not None
+    }
+
+
+def _resumed(plan: PrunePlan, old: PrunePlan) -> PrunePlan:
+    """`plan` with the rounds of `old`, which must have been made in the same way."""
+    for what, new_value, old_value in (
+        ("model", plan.source.sha256, old.source.sha256),
+        ("calibration tokens", plan.calibration.sha256, old.calibration.sha256),
+        (
+            "options",
+            dataclasses.replace(plan.recipe, num_removed=0),
+            dataclasses.replace(old.recipe, num_removed=0),
+        ),
+    ):
+        if new_value != old_value:
+            raise PlanError(
+                f"cannot resume: the plan was made with other {what}; repeat its options, or "
+                "start afresh without --resume"
+            )
+    if len(old.removed) > plan.recipe.num_removed:
+        raise PlanError(
+            f"cannot resume: the plan removes {len(old.removed)} layers already; "
+            "use apply --rounds for a shallower cut"
+        )
+    return dataclasses.replace(plan, rounds=old.rounds)
+
+
+def check_source(checkpoint: Checkpoint, plan: PrunePlan) -> None:
+    """Refuses to apply a plan to a model that it was not made for.
+
+    Raises:
+        PlanError: depth, config or weights differ.
+    """
+    found = checkpoint.sha256()
+    differing = sorted(
+        file
+        for file in found.keys() | plan.source.sha256.keys()
+        if found.get(file) != plan.source.sha256.get(file)
+    )
+    if differing or checkpoint.num_hidden_layers != plan.source.num_hidden_layers:
+        raise PlanError(
+            f"{checkpoint.path}: the plan was made for another model ({plan.source.name}): "
+            f"{differing[0] if differing else 'the depth'} differs; give the model that was planned"
+        )
+
+
+def apply_plan(
+    checkpoint: Checkpoint,
+    plan: PrunePlan,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress,
+) -> Written:
+    """Writes the model of `plan` into `output`, without running anything.
+
+    The directory appears when it is complete and checked, or not at all.
+
+    Raises:
+        PlanError: the plan belongs to another model.
+        UsageError: `output` exists or cannot be written.
+        VerificationError: what was written does not load as what was planned.
+    """
+    check_source(checkpoint, plan)
+    edits = compile_edits(plan, checkpoint.family, checkpoint, tied=checkpoint.tied)
+    specs = [checkpoint.index[edit.source] for edit in edits]
+    nbytes, parameters = sum(s.nbytes for s in specs), sum(s.numel for s in specs)
+    with output_directory(output, overwrite=overwrite) as partial:
+        with progress.bar(nbytes, "writing", unit="B") as bar:
+            files = write_weights(partial, checkpoint, edits, on_written=bar.update)
+        files += carry_over(checkpoint.path, partial)
+        write_config(partial, checkpoint, plan.kept)
+        checks = check_written(checkpoint, partial, plan.kept)
+        written = Written(
+            output, sorted([*files, "config.json", "README.md", MANIFEST_FILE]), parameters,
+            checkpoint.index.numel, nbytes, checkpoint.index.nbytes, checks,
+        )  # fmt: skip
+        card = model_card(
+            plan, title=output.name, parameters=(parameters, checkpoint.index.numel),
+            nbytes=(nbytes, checkpoint.index.nbytes),
+        )  # fmt: skip
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        manifest = {
+            "schema_version": MANIFEST_VERSION,
+            "prunecomp": versions()["prunecomp"],
+            "checks": checks,
+            "edited_tensors": sum(not edit.is_identity for edit in edits),
+            "plan": plan.to_json(),
+        }
+        (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    return written
+
+
+def compress(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    output: Path,
+    *,
+    name: str,
+    overwrite: bool = False,
+    progress: Progress,
+) -> tuple[PrunePlan, Written]:
+    """`make_plan`, then `apply_plan`."""
+    plan = make_plan(checkpoint, request, name=name, progress=progress)
+    return plan, apply_plan(checkpoint, plan, output, overwrite=overwrite, progress=progress)

@@ -1,0 +1,233 @@
+"""The frozen record between deciding and writing.
+
+Choosing layers needs the model and is expensive; applying a choice needs only files and is cheap.
+A `PrunePlan` is everything that passes from the one to the other: which layers go, in which
+order, with which factor, and what is needed to repeat the run. It is plain data, serialised as
+JSON, and imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunecomp.errors import PlanError
+
+SCHEMA_VERSION = 1
+
+#: A span of layers by original index; a single layer is a span of length one.
+Span = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for. Every field that can change the result is here."""
+
+    metric: str
+    strategy: str
+    compensation: str
+    fold: str
+    num_removed: int
+    protect_first: int
+    protect_last: int
+    dtype: str
+    device: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """The checkpoint that a plan was made for.
+
+    `sha256` maps each file that determines the model's function (config and weights) to the
+    SHA-256 of its bytes; for files on the hub this is the digest that the hub itself shows.
+    """
+
+    name: str
+    model_type: str
+    num_hidden_layers: int
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """Which tokens were used: enough to draw the same ones again, and to prove that they are."""
+
+    source: str
+    samples: int
+    seq_len: int
+    seed: int
+    sha256: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PruneRound:
+    """One cut.
+
+    Attributes:
+        removed: the span that goes, original indices in ascending order.
+        factor: the ratio of the stream after the span to the stream before it; 1.0 where no
+            compensation was asked for.
+        scores: the metric of every candidate span in this round, keyed by its first layer;
+            the lowest is removed.
+    """
+
+    removed: Span
+    factor: float
+    scores: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """Rounds in the order in which they were decided; each one nests in the next.
+
+    The first K rounds of a plan are the plan that K rounds would have given (`prefix`).
+
+    `perplexity` maps the name of a text to ``{"base": float, "pruned": float}``, where
+    ``pruned`` belongs to the full depth of the plan.
+    """
+
+    source: SourceModel
+    recipe: Recipe
+    calibration: CalibrationRecord
+    rounds: tuple[PruneRound, ...] = ()
+    perplexity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def removed(self) -> Span:
+        """All removed layers, ascending."""
+        return tuple(sorted(layer for r in self.rounds for layer in r.removed))
+
+    @property
+    def kept(self) -> Span:
+        """All kept layers, ascending; position in this tuple is the index in the new model."""
+        gone = set(self.removed)
+        return tuple(i for i in range(self.source.num_hidden_layers) if i not in gone)
+
+    def scale_before(self, layer: int) -> float:
+        """Product, in float64, of the factors of all cuts that lie after `layer`.
+
+        This is what the published form multiplies this layer's residual writers by. Layer -1
+        stands for the embedding. The order of the rounds does not matter to the product, but it
+        is taken in round order, so that equal plans give equal bits.
+        """
+        return math.prod(r.factor for r in self.rounds if r.removed[0] > layer)
+
+    @property
+    def total_scale(self) -> float:
+        """Product of all factors."""
+        return self.scale_before(-1)
+
+    def with_round(self, new: PruneRound) -> PrunePlan:
+        return dataclasses.replace(self, rounds=(*self.rounds, new))
+
+    def prefix(self, rounds: int) -> PrunePlan:
+        """The plan of the first `rounds` rounds.
+
+        Measured perplexities belong to the full depth, so a shorter plan does not inherit them.
+
+        Raises:
+            PlanError: there are fewer rounds, or `rounds` is not positive.
+        """
+        if not 1 <= rounds <= len(self.rounds):
+            raise PlanError(
+                f"--rounds {rounds}: this plan has {len(self.rounds)} round(s); "
+                f"give a number from 1 to {len(self.rounds)}"
+            )
+        if rounds == len(self.rounds):
+            return self
+        perplexity = {name: {"base": p["base"]} for name, p in self.perplexity.items()}
+        return dataclasses.replace(self, rounds=self.rounds[:rounds], perplexity=perplexity)
+
+    def to_json(self) -> dict[str, Any]:
+        document = dataclasses.asdict(self)
+        for r in document["rounds"]:
+            r["removed"] = list(r["removed"])
+            r["scores"] = {str(k): v for k, v in r["scores"].items()}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **document,
+            "removed_layers": list(self.removed),
+            "kept_layers": list(self.kept),
+        }
+
+    @classmethod
+    def from_json(cls, document: Any, *, where: str) -> PrunePlan:
+        """Reads what `to_json` wrote; `where` names the file in error messages.
+
+        Raises:
+            PlanError: not a plan, of another schema version, or inconsistent in itself.
+        """
+        if not isinstance(document, dict) or "schema_version" not in document:
+            raise PlanError(f"{where}: not a prunecomp plan; make one with `cli.py plan`")
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise PlanError(
+                f"{where}: schema version {document['schema_version']}, but this version of "
+                f"prunecomp reads version {SCHEMA_VERSION}; make the plan again"
+            )
+        try:
+            plan = cls(
+                source=SourceModel(**document["source"]),
+                recipe=Recipe(**document["recipe"]),
+                calibration=CalibrationRecord(**document["calibration"]),
+                rounds=tuple(
+                    PruneRound(
+                        removed=tuple(int(i) for i in r["removed"]),
+                        factor=float(r["factor"]),
+                        scores={int(k): float(v) for k, v in r["scores"].items()},
+                    )
+                    for r in document["rounds"]
+                ),
+                perplexity=document["perplexity"],
+                versions=document["versions"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"{where}: malformed plan ({error!r}); make it again") from error
+        plan._check(where)
+        return plan
+
+    def _check(self, where: str) -> None:
+        depth, seen = self.source.num_hidden_layers, set[int]()
+        for number, r in enumerate(self.rounds, start=1):
+            live = [i for i in range(depth) if i not in seen]
+            if not r.removed or any(i not in live for i in r.removed):
+                raise PlanError(
+                    f"{where}: round {number} removes {list(r.removed)}, which are not layers of "
+                    f"the model at that point; make the plan again"
+                )
+            first = live.index(r.removed[0])
+            if tuple(live[first : first + len(r.removed)]) != r.removed:
+                raise PlanError(
+                    f"{where}: round {number} removes {list(r.removed)}, which are not neighbours; "
+                    f"make the plan again"
+                )
+            if not (math.isfinite(r.factor) and r.factor > 0):
+                raise PlanError(
+                    f"{where}: round {number} has factor {r.factor}; a factor is finite and "
+                    f"positive; make the plan again"
+                )
+            seen.update(r.removed)
+        if self.rounds and len(seen) >= depth:
+            raise PlanError(f"{where}: removes all {depth} layers; at least one must stay")
+
+
+def read_plan(path: Path) -> PrunePlan:
+    """Reads a plan file, or the plan inside a ``prunecomp.json`` manifest.
+
+    Raises:
+        PlanError: unreadable or not a valid plan.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"{path}: cannot read the plan ({error}); name a file from `plan`") from error
+    if isinstance(document, dict) and "plan" in document:
+        document = document["plan"]
+    return PrunePlan.from_json(document, where=str(path))
