@@ -97,7 +97,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--evaluation", metavar="SOURCE",
         help="text to measure perplexity on, before and after; none for none (default: the "
-        "held-out part of python-stdlib where that calibrates)",
+        "held-out part of a built-in calibration source)",
     )  # fmt: skip
 
     machine = parser.add_argument_group("machine")

@@ -72,10 +72,9 @@ def model_card(
         nbytes: of the weights of the result and of the source.
     """
     recipe, calibration = plan.recipe, plan.calibration
-    on_hub = plan.source.name.count("/") == 1 and not plan.source.name.startswith((".", "/"))
     folded = "" if recipe.compensation == "none" else f", folded {recipe.fold}"
     return _TEMPLATE.format(
-        base_model=f"base_model: {plan.source.name}\n" if on_hub else "",
+        base_model=f"base_model: {plan.source.name}\n" if plan.source.on_hub else "",
         title=title,
         name=plan.source.name,
         model_type=plan.source.model_type,

@@ -10,6 +10,13 @@ from prunecomp.errors import CheckpointError
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
+def is_repository(name: str) -> bool:
+    """Whether `name` means a repository on the hub: ``OWNER/NAME``, and no such path exists."""
+    return (
+        not Path(name).exists() and not name.startswith(".") and bool(_REPOSITORY.fullmatch(name))
+    )
+
+
 def local_directory(name: str) -> Path:
     """The directory `name`, or a snapshot of the hub repository ``OWNER/NAME[@REVISION]``.
 
@@ -18,9 +25,8 @@ def local_directory(name: str) -> Path:
     Raises:
         CheckpointError: neither a directory nor a repository that can be fetched.
     """
-    path = Path(name)
-    if path.exists() or not _REPOSITORY.fullmatch(name) or name.startswith("."):
-        return path  # if it is missing, `Checkpoint` says so
+    if not is_repository(name):
+        return Path(name)  # if it is missing, `Checkpoint` says so
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

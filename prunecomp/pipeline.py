@@ -20,6 +20,7 @@ from prunecomp.checkpoint.writer import write_weights
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import PlanError, UsageError
 from prunecomp.fold import choose_fold, compile_edits
+from prunecomp.hub import is_repository
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
@@ -140,7 +141,7 @@ def load_texts(
     A built-in source with a held-out split is evaluated on that split unless the request names
     another text.
     """
-    from prunecomp.calibration.data import TextSource, load_tokens
+    from prunecomp.calibration.data import BUILT_IN, TextSource, load_tokens
 
     source = TextSource(
         request.calibration, request.calibration_field, request.calibration_config,
@@ -156,8 +157,8 @@ def load_texts(
         source, samples=request.samples, seq_len=request.seq_len, seed=request.seed, **common
     )
     name = request.evaluation
-    if name is None and request.calibration == "python-stdlib":
-        name = "python-stdlib"
+    if name is None and request.calibration in BUILT_IN:
+        name = request.calibration
     if name is None or name == "none":
         return calibration, None
     return calibration, load_tokens(
@@ -196,7 +197,8 @@ def make_plan(
         progress.say(f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}")
     plan = PrunePlan(
         source=SourceModel(
-            name, checkpoint.family.model_type, checkpoint.num_hidden_layers, checkpoint.sha256()
+            name, checkpoint.family.model_type, checkpoint.num_hidden_layers,
+            checkpoint.sha256(), on_hub=is_repository(name),
         ),
         recipe=recipe,
         calibration=CalibrationRecord(
@@ -250,7 +252,7 @@ def make_plan(
 
 def _evaluation_name(request: PlanRequest) -> str:
     name = request.evaluation or request.calibration
-    return "python-stdlib, held-out modules" if name == "python-stdlib" else name
+    return f"{name}, held-out part" if name == request.calibration else name
 
 
 def _losses(

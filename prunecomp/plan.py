@@ -46,12 +46,14 @@ class SourceModel:
 
     `sha256` maps each file that determines the model's function (config and weights) to the
     SHA-256 of its bytes; for files on the hub this is the digest that the hub itself shows.
+    `on_hub` says whether `name` is a repository on the hub rather than a directory.
     """
 
     name: str
     model_type: str
     num_hidden_layers: int
     sha256: Mapping[str, str]
+    on_hub: bool = False
 
 
 @dataclass(frozen=True)

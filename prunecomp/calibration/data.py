@@ -25,15 +25,23 @@ from prunecomp.errors import MissingDependencyError, UsageError
 DEFAULT_SAMPLES = 128
 DEFAULT_SEQ_LEN = 2048
 
-#: Built-in names that stand for a data set on the hub. WikiText-2's training split is what the
-#: pruning literature calibrates on; its rows are lines, joined by blank lines.
-HUB_PRESETS: dict[str, dict[str, Any]] = {
+#: Built-in names that stand for a data set on the hub: what to calibrate on, and what to evaluate
+#: on. WikiText-2's training split is what the pruning literature calibrates on; its rows are
+#: lines, joined by blank lines.
+HUB_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "wikitext-2": {
-        "path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "train",
+        split: {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": part}
+        for split, part in (("train", "train"), ("held-out", "test"))
     },
     "c4": {
-        "path": "allenai/c4", "split": "train",
-        "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
+        "train": {
+            "path": "allenai/c4", "split": "train",
+            "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
+        },
+        "held-out": {
+            "path": "allenai/c4", "split": "validation",
+            "data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"},
+        },
     },
 }  # fmt: skip
 BUILT_IN = ("python-stdlib", *HUB_PRESETS)
@@ -121,7 +129,7 @@ def load_tokens(
     if source.name == "python-stdlib":
         stream = _stdlib_stream(tokenizer_dir, held_out, generator, enough)
     else:
-        text = "\n\n".join(_texts(source, enough * 8))
+        text = "\n\n".join(_texts(source, enough * 8, held_out=held_out))
         if not text.strip():
             raise UsageError(f"{source.name}: the calibration text is empty; name another source")
         stream = _tokenizer(tokenizer_dir)(text, add_special_tokens=False)["input_ids"]
@@ -203,7 +211,7 @@ def _stdlib_stream(
     return stream
 
 
-def _texts(source: TextSource, enough: int) -> Iterator[str]:
+def _texts(source: TextSource, enough: int, *, held_out: bool) -> Iterator[str]:
     """The texts of a file or data set, until about `enough` characters have come."""
     path = Path(source.name)
     if path.suffix in {".txt", ".jsonl"}:
@@ -221,7 +229,7 @@ def _texts(source: TextSource, enough: int) -> Iterator[str]:
             ".jsonl or .safetensors file, or a hub data set as OWNER/NAME"
         )
     seen = 0
-    for text in _hub(source):
+    for text in _hub(source, "held-out" if held_out else "train"):
         yield text
         seen += len(text)
         if seen >= enough:
@@ -244,7 +252,7 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
         yield record[field]
 
 
-def _hub(source: TextSource) -> Iterable[str]:
+def _hub(source: TextSource, split: str) -> Iterable[str]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -252,7 +260,9 @@ def _hub(source: TextSource) -> Iterable[str]:
             f"{source.name}: reading a hub data set needs the package datasets; "
             "install prunecomp[data]"
         ) from error
-    request = dict(HUB_PRESETS.get(source.name, {"path": source.name, "split": "train"}))
+    request = {"path": source.name, "split": "train"}
+    if source.name in HUB_PRESETS:
+        request = dict(HUB_PRESETS[source.name][split])
     if source.config:
         request["name"] = source.config
     if source.split:

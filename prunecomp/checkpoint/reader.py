@@ -49,6 +49,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
         self.family = family_for(self.config, where=str(path))
         self.index = CheckpointIndex(path)
+        self._sha256: dict[str, str] | None = None
         self._check_depth()
 
     def _check_depth(self) -> None:
@@ -86,11 +87,14 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self.index)
 
     def sha256(self) -> dict[str, str]:
-        """Digest of config.json and of each weight file, as ``{file name: hex}``."""
-        paths = [self.path / CONFIG_FILE, *self.index.files]
-        # hashlib lets other threads run, so files are hashed side by side.
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            return dict(zip([p.name for p in paths], pool.map(_file_sha256, paths), strict=True))
+        """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
+        if self._sha256 is None:
+            paths = [self.path / CONFIG_FILE, *self.index.files]
+            # hashlib lets other threads run, so files are hashed side by side.
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                digests = list(pool.map(_file_sha256, paths))
+            self._sha256 = {p.name: d for p, d in zip(paths, digests, strict=True)}
+        return self._sha256
 
 
 def _file_sha256(path: Path) -> str:
