@@ -4,8 +4,7 @@
     python examples/train_tiny_lm.py --arch qwen3 --output examples/tiny-python-lm-qwen3
 
 Text, tokenizer and weights all come from `prunecomp.calibration.python_stdlib`: the ``train``
-split (with the interpreter's test suite, where it is installed) is learned, the whole modules of
-`HELD_OUT` are only ever evaluated. Nothing is downloaded.
+split is learned, the whole modules of `HELD_OUT` are only ever evaluated. Nothing is downloaded.
 
 The run resumes from ``OUTPUT/../.OUTPUT.train.pt`` when it is interrupted. On the CPU it runs in
 bf16 autocast, which uses the matrix extension where there is one; ``--device cuda`` takes minutes.
@@ -30,6 +29,9 @@ from prunecomp.calibration.python_stdlib import documents
 
 VOCAB_SIZE = 4096
 CONTEXT = 1024
+#: The share of the run that also sees the interpreter's test suite, for variety, where it is
+#: installed; the rest sees the library proper, which is what calibration and evaluation see.
+BROAD_SHARE = 0.42
 END_OF_TEXT = "<|endoftext|>"
 #: Splits words, numbers, punctuation and runs of white space, so that an indentation is one token.
 SPLIT = (
@@ -39,7 +41,7 @@ SPLIT = (
 #: tokens: what one run sees unless --tokens says otherwise.
 ARCHITECTURES = {
     "llama": {
-        "tokens": 12_000_000,
+        "tokens": 8_000_000,
         "config": LlamaConfig,
         "model": LlamaForCausalLM,
         "fields": {
@@ -87,9 +89,11 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, split: str) -> torch.Tensor:
+def token_stream(
+    tokenizer: PreTrainedTokenizerFast, split: str, *, with_tests: bool = False
+) -> torch.Tensor:
     """All documents of the split as one int16 stream, each preceded by the end-of-text token."""
-    texts = [text for _, text in documents(split, with_tests=split == "train")]
+    texts = [text for _, text in documents(split, with_tests=with_tests)]
     stream: list[int] = []
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
         stream.append(tokenizer.eos_token_id)
@@ -146,7 +150,11 @@ def train(args: argparse.Namespace) -> dict:
     architecture = ARCHITECTURES[args.arch]
     tokens = args.tokens or architecture["tokens"]
     tokenizer = train_tokenizer()
-    streams = {split: token_stream(tokenizer, split) for split in ("train", "held-out")}
+    streams = {
+        "broad": token_stream(tokenizer, "train", with_tests=True),
+        "train": token_stream(tokenizer, "train"),
+        "held-out": token_stream(tokenizer, "held-out"),
+    }
     print({split: len(s) for split, s in streams.items()}, "tokens", file=sys.stderr)
 
     torch.manual_seed(args.seed)
@@ -181,13 +189,15 @@ def train(args: argparse.Namespace) -> dict:
             eager = device.type == "cpu" and length < CONTEXT
             model.set_attn_implementation("eager" if eager else "sdpa")
             step_model = torch.compile(model) if args.compile else model
-        source = batches(streams["train"], args.batch_tokens // length, length, generator)
+        stream = streams["broad" if seen < BROAD_SHARE * tokens else "train"]
+        source = batches(stream, args.batch_tokens // length, length, generator)
         share = learning_rate(seen / tokens)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = args.learning_rate * share
         loss = loss_of(step_model, next(source), device)
         loss.backward()
+        loss = loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -195,7 +205,7 @@ def train(args: argparse.Namespace) -> dict:
         seen, step = seen + args.batch_tokens, step + 1
         if step % 50 == 0 or seen >= tokens:
             seconds = time.monotonic() - started
-            entry = {"tokens": seen, "train_loss": round(float(loss), 4), "seconds": int(seconds)}
+            entry = {"tokens": seen, "train_loss": round(loss.item(), 4), "seconds": int(seconds)}
             if step % 200 == 0 or seen >= tokens:
                 entry["held_out_loss"] = round(
                     held_out_loss(model, streams["held-out"], length, device, 65_536 // length), 4
@@ -215,6 +225,7 @@ def train(args: argparse.Namespace) -> dict:
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": seen,
+        "broad_tokens": len(streams["broad"]),
         "train_tokens": len(streams["train"]),
         "held_out_tokens": len(streams["held-out"]),
         "held_out_loss": loss,
