@@ -85,7 +85,9 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         help="python-stdlib, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with input_ids, "
         "or a hub data set OWNER/NAME (default: python-stdlib)",
     )  # fmt: skip
-    text.add_argument("--calibration-field", default="text", metavar="KEY", help="field of the text")
+    text.add_argument(
+        "--calibration-field", default="text", metavar="KEY", help="field of the text"
+    )
     text.add_argument("--calibration-config", metavar="NAME", help="config of a hub data set")
     text.add_argument("--calibration-split", metavar="NAME", help="split (default: train)")
     text.add_argument("--samples", type=int, metavar="N", help="samples (default: 128)")
@@ -214,7 +216,8 @@ def _dry_run(args: argparse.Namespace, checkpoint, recipe) -> None:
     }
     _print(args, document, [
         f"would remove {recipe.num_removed} of {checkpoint.num_hidden_layers} layers of "
-        f"{checkpoint.path} ({checkpoint.family.model_type}, {checkpoint.index.numel:,} parameters)",
+        f"{checkpoint.path} ({checkpoint.family.model_type}, "
+        f"{checkpoint.index.numel:,} parameters)",
         f"by {recipe.metric}, {recipe.strategy}, compensation {recipe.compensation}, "
         f"folded {recipe.fold}",
         f"on {samples} x {seq_len} tokens of {args.calibration}, {recipe.dtype} on {recipe.device}",
@@ -328,7 +331,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; check space and permissions", file=sys.stderr)
+        print(
+            f"error: {where}{error.strerror or error}; check space and permissions", file=sys.stderr
+        )
         return 1
     except MemoryError:
         print("error: out of memory; use smaller --samples or --batch-size", file=sys.stderr)

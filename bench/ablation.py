@@ -137,7 +137,7 @@ def table(report: dict[str, Any]) -> str:
         + " | ".join(f"{d} removed" for d in depths)
         + f" | layers removed, in order | product of factors at {depths[-1]} |",
         "|---|---|---|" + "---:|" * len(depths) + "---|---:|",
-        f"| (base model) | | | {' | '.join([f'{report["base"]:.3f}'] * len(depths))} | | |",
+        "| (base model) | | |" + f" {report['base']:.3f} |" * len(depths) + " | |",
         "| random layers, median of "
         + f"{report['trials']} | | none | "
         + " | ".join(f"{report['random'][d]['perplexity']:.3f}" for d in depths)
@@ -189,9 +189,7 @@ def run_study(study: Study, depths: Sequence[int], trials: int) -> dict[str, Any
     }
     for setting in settings():
         found = study.run(setting, depths)
-        report["rows"].append(
-            {**vars(setting), "depths": {str(d): found[d] for d in depths}}
-        )
+        report["rows"].append({**vars(setting), "depths": {str(d): found[d] for d in depths}})
         study.progress.say(
             f"{setting.metric:7} {setting.strategy:9} {setting.compensation:9} "
             + "  ".join(f"{d}: {found[d]['perplexity']:.3f}" for d in depths)
@@ -200,6 +198,7 @@ def run_study(study: Study, depths: Sequence[int], trials: int) -> dict[str, Any
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bench.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 6])

@@ -1,7 +1,7 @@
 """The main job on the tiny model: prune it with and without repair, compare, serve the result.
 
-    make demo
-    python examples/demo.py --model MODEL --layers 4 --output out/demo
+make demo
+python examples/demo.py --model MODEL --layers 4 --output out/demo
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ def compress(model: Path, output: Path, layers: int, compensation: str) -> dict:
     return json.loads(done.stdout)
 
 
+def _before_after(written: dict, key: str) -> tuple[str, str, str]:
+    return f"{written['source_' + key]:,}", f"{written[key]:,}", f"{written[key]:,}"
+
+
 def table(plain: dict, repaired: dict) -> str:
     """Before and after, as text."""
     text = next(name for name in repaired["plan"]["perplexity"] if name.startswith("evaluation"))
@@ -49,12 +53,13 @@ def table(plain: dict, repaired: dict) -> str:
         ("removed, in order", "",
          *(" ".join(str(i) for r in run["plan"]["rounds"] for i in r["removed"])
            for run in (plain, repaired))),
-        ("parameters", *(f"{written[k]:,}" for k in ("source_parameters", "parameters", "parameters"))),
-        ("bytes of weights", *(f"{written[k]:,}" for k in ("source_nbytes", "nbytes", "nbytes"))),
+        ("parameters", *_before_after(written, "parameters")),
+        ("bytes of weights", *_before_after(written, "nbytes")),
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
-        row[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        row[0].ljust(widths[0])
+        + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
         for row in rows
     )
 

@@ -21,8 +21,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from prunecomp.calibration.python_stdlib import documents
@@ -34,9 +39,7 @@ CONTEXT = 1024
 BROAD_SHARE = 0.42
 END_OF_TEXT = "<|endoftext|>"
 #: Splits words, numbers, punctuation and runs of white space, so that an indentation is one token.
-SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 #: tokens: what one run sees unless --tokens says otherwise.
 ARCHITECTURES = {
@@ -112,9 +115,7 @@ def loss_of(model, window: torch.Tensor, device: torch.device) -> torch.Tensor:
     window = window.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         logits = model(input_ids=window[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), window[:, 1:].flatten()
-    )
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
 
 
 @torch.no_grad()
@@ -145,99 +146,128 @@ def learning_rate(progress: float, warmup: float = 0.02, decay_from: float = 0.6
     return 1.0 if progress < decay_from else max(0.0, (1 - progress) / (1 - decay_from))
 
 
-def train(args: argparse.Namespace) -> dict:
-    device = torch.device(args.device)
-    architecture = ARCHITECTURES[args.arch]
-    tokens = args.tokens or architecture["tokens"]
-    tokenizer = train_tokenizer()
-    streams = {
-        "broad": token_stream(tokenizer, "train", with_tests=True),
-        "train": token_stream(tokenizer, "train"),
-        "held-out": token_stream(tokenizer, "held-out"),
-    }
-    print({split: len(s) for split, s in streams.items()}, "tokens", file=sys.stderr)
+class Trainer:
+    """One run: model, optimisers and position in the token stream, saved and restored together."""
 
-    torch.manual_seed(args.seed)
-    config = architecture["config"](
-        vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT, rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None, **architecture["fields"],
-    )  # fmt: skip
-    model = architecture["model"](config).to(device)
-    optimizers = optimizers_for(model, args.learning_rate)
-    generator = torch.Generator().manual_seed(args.seed)
-    state = args.output.parent / f".{args.output.name}.train.pt"
-    seen, log, started = 0, [], time.monotonic()
-    if state.exists():
-        saved = torch.load(state, map_location=device)
-        model.load_state_dict(saved["model"])
-        for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        architecture = ARCHITECTURES[args.arch]
+        self.tokens = args.tokens or architecture["tokens"]
+        self.tokenizer = train_tokenizer()
+        self.streams = {
+            "broad": token_stream(self.tokenizer, "train", with_tests=True),
+            "train": token_stream(self.tokenizer, "train"),
+            "held-out": token_stream(self.tokenizer, "held-out"),
+        }
+        torch.manual_seed(args.seed)
+        end = self.tokenizer.eos_token_id
+        config = architecture["config"](
+            vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT, rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            bos_token_id=end, eos_token_id=end, pad_token_id=None, **architecture["fields"],
+        )  # fmt: skip
+        self.model = architecture["model"](config).to(self.device)
+        self.optimizers = optimizers_for(self.model, args.learning_rate)
+        self.generator = torch.Generator().manual_seed(args.seed)
+        self.state = args.output.parent / f".{args.output.name}.train.pt"
+        self.seen, self.log, self.seconds_before = 0, [], 0.0
+        if self.state.exists():
+            self.restore()
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def restore(self) -> None:
+        saved = torch.load(self.state, map_location=self.device)
+        self.model.load_state_dict(saved["model"])
+        for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        generator.set_state(saved["generator"].cpu())
-        seen, log = saved["seen"], saved["log"]
-        started -= saved["seconds"]
+        self.generator.set_state(saved["generator"].cpu())
+        self.seen, self.log, self.seconds_before = saved["seen"], saved["log"], saved["seconds"]
 
-    # Most tokens in short windows, which are cheaper; the last tenth in the full context, so
-    # that every position up to CONTEXT is trained.
-    step, length = seen // args.batch_tokens, 0
-    while seen < tokens:
-        if length != (wanted := 256 if seen < 0.9 * tokens else CONTEXT):
-            length = wanted
-            # The CPU's fused attention has a slow backward pass; for short windows the plain
-            # matrix products are faster.
-            eager = device.type == "cpu" and length < CONTEXT
-            model.set_attn_implementation("eager" if eager else "sdpa")
-            step_model = torch.compile(model) if args.compile else model
-        stream = streams["broad" if seen < BROAD_SHARE * tokens else "train"]
-        source = batches(stream, args.batch_tokens // length, length, generator)
-        share = learning_rate(seen / tokens)
-        for optimizer in optimizers:
+    def save(self) -> None:
+        torch.save(
+            {
+                "model": self.model.state_dict(), "generator": self.generator.get_state(),
+                "optimizers": [o.state_dict() for o in self.optimizers],
+                "seen": self.seen, "log": self.log, "seconds": self.seconds,
+            },
+            self.state,
+        )  # fmt: skip
+
+    def prepare(self, length: int):
+        """The compiled model for windows of `length` tokens.
+
+        The CPU's fused attention has a slow backward pass; for short windows the plain matrix
+        products are faster.
+        """
+        eager = self.device.type == "cpu" and length < CONTEXT
+        self.model.set_attn_implementation("eager" if eager else "sdpa")
+        return torch.compile(self.model) if self.args.compile else self.model
+
+    def step(self, step_model, length: int) -> torch.Tensor:
+        stream = self.streams["broad" if self.seen < BROAD_SHARE * self.tokens else "train"]
+        source = batches(stream, self.args.batch_tokens // length, length, self.generator)
+        rate = self.args.learning_rate * learning_rate(self.seen / self.tokens)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * share
-        loss = loss_of(step_model, next(source), device)
+                group["lr"] = rate
+        loss = loss_of(step_model, next(source), self.device)
         loss.backward()
-        loss = loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seen, step = seen + args.batch_tokens, step + 1
-        if step % 50 == 0 or seen >= tokens:
-            seconds = time.monotonic() - started
-            entry = {"tokens": seen, "train_loss": round(loss.item(), 4), "seconds": int(seconds)}
-            if step % 200 == 0 or seen >= tokens:
-                entry["held_out_loss"] = round(
-                    held_out_loss(model, streams["held-out"], length, device, 65_536 // length), 4
-                )
-            log.append(entry)
-            print(json.dumps(entry), file=sys.stderr, flush=True)
-            torch.save(
-                {
-                    "model": model.state_dict(), "seen": seen, "log": log, "seconds": seconds,
-                    "optimizers": [o.state_dict() for o in optimizers],
-                    "generator": generator.get_state(),
-                },
-                state,
-            )  # fmt: skip
+        self.seen += self.args.batch_tokens
+        return loss.detach()
 
-    loss = held_out_loss(model, streams["held-out"], CONTEXT, device, None)
-    result = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_seen": seen,
-        "broad_tokens": len(streams["broad"]),
-        "train_tokens": len(streams["train"]),
-        "held_out_tokens": len(streams["held-out"]),
-        "held_out_loss": loss,
-        "held_out_perplexity": math.exp(loss),
-        "seconds": int(time.monotonic() - started),
-        "log": log,
-    }
-    model.to(torch.bfloat16).save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    (args.output / "training.json").write_text(json.dumps(result, indent=1) + "\n")
-    state.unlink()
-    return result
+    def report(self, loss: torch.Tensor, length: int, *, evaluate: bool) -> None:
+        entry = {
+            "tokens": self.seen,
+            "train_loss": round(loss.item(), 4),
+            "seconds": int(self.seconds),
+        }
+        if evaluate:
+            stream, limit = self.streams["held-out"], 65_536 // length
+            value = held_out_loss(self.model, stream, length, self.device, limit)
+            entry["held_out_loss"] = round(value, 4)
+        self.log.append(entry)
+        print(json.dumps(entry), file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        # Most tokens in short windows, which are cheaper; the last tenth in the full context, so
+        # that every position up to CONTEXT is trained.
+        step, length = self.seen // self.args.batch_tokens, 0
+        while self.seen < self.tokens:
+            wanted = 256 if self.seen < 0.9 * self.tokens else CONTEXT
+            if length != wanted:
+                length, step_model = wanted, self.prepare(wanted)
+            loss = self.step(step_model, length)
+            step, done = step + 1, self.seen >= self.tokens
+            if step % 50 == 0 or done:
+                self.report(loss, length, evaluate=done or step % 200 == 0)
+                self.save()
+
+    def finish(self) -> dict:
+        """Writes model, tokenizer and training.json; returns what the README states."""
+        output = self.args.output
+        loss = held_out_loss(self.model, self.streams["held-out"], CONTEXT, self.device, None)
+        result = {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "tokens_seen": self.seen,
+            "tokens_in": {split: len(stream) for split, stream in self.streams.items()},
+            "held_out_loss": loss,
+            "held_out_perplexity": math.exp(loss),
+            "seconds": int(self.seconds),
+            "log": self.log,
+        }
+        self.model.to(torch.bfloat16).save_pretrained(output)
+        self.tokenizer.save_pretrained(output)
+        (output / "training.json").write_text(json.dumps(result, indent=1) + "\n")
+        self.state.unlink(missing_ok=True)
+        return result
 
 
 def main() -> int:
@@ -250,7 +280,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    result = train(parser.parse_args())
+    trainer = Trainer(parser.parse_args())
+    trainer.run()
+    result = trainer.finish()
     del result["log"]
     print(json.dumps(result))
     return 0

@@ -3,7 +3,7 @@
 The map of the code, in reading order:
 
 1. `prunecomp.plan`         what was decided: a frozen, JSON-serialisable `PrunePlan`
-2. `prunecomp.families`     per architecture: what writes to the residual stream, what the config says
+2. `prunecomp.families`     per architecture: what writes to the stream, what the config says
 3. `prunecomp.checkpoint`   reading, rewriting and writing a model directory, tensor by tensor
 4. `prunecomp.fold`         plan + family -> one `TensorEdit` per written tensor
 5. `prunecomp.calibration`  text -> tokens -> statistics of the residual stream at every boundary

@@ -45,9 +45,11 @@ def resolve_dtype(name: str, checkpoint_dtypes: set[str]) -> torch.dtype:
     """
     if name == "auto":
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
-        return stored.get(next(iter(checkpoint_dtypes)), torch.float32) if (
-            len(checkpoint_dtypes) == 1
-        ) else torch.float32
+        return (
+            stored.get(next(iter(checkpoint_dtypes)), torch.float32)
+            if (len(checkpoint_dtypes) == 1)
+            else torch.float32
+        )
     if name not in DTYPES:
         raise UsageError(f"--dtype {name}: choose from auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -114,7 +114,9 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         raise UsageError(f"unknown strategy {strategy!r} (choose from {', '.join(STRATEGIES)})")
     if metric.block and strategy == "iterative":
         if request.strategy:
-            progress.say(f"note: {request.metric} picks one block at once; the strategy is one-shot")
+            progress.say(
+                f"note: {request.metric} picks one block at once; the strategy is one-shot"
+            )
         strategy = "one-shot"
     first, last = metric.protect
     dtypes = {spec.dtype for spec in checkpoint.index.values()}
@@ -194,7 +196,9 @@ def make_plan(
     calibration, evaluation = load_texts(checkpoint, request)
     samples, seq_len = calibration.input_ids.shape
     if request.samples and samples < request.samples:
-        progress.say(f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}")
+        progress.say(
+            f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}"
+        )
     plan = PrunePlan(
         source=SourceModel(
             name, checkpoint.family.model_type, checkpoint.num_hidden_layers,

@@ -229,7 +229,9 @@ def read_plan(path: Path) -> PrunePlan:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PlanError(f"{path}: cannot read the plan ({error}); name a file from `plan`") from error
+        raise PlanError(
+            f"{path}: cannot read the plan ({error}); name a file from `plan`"
+        ) from error
     if isinstance(document, dict) and "plan" in document:
         document = document["plan"]
     return PrunePlan.from_json(document, where=str(path))

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
+_LINE_SECONDS = 10.0
+
+
+class _Lines:
+    """What a bar redraws in place, as lines of a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
 
 class Progress:
-    """Talks to stderr, or to nobody when `quiet`; stdout is for data."""
+    """Talks to stderr, or to nobody when `quiet` or when stderr is closed; stdout is for data."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or sys.stderr is None
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
 
     def bar(self, total: int, description: str, *, unit: str = "it"):
         """A bar with ``update(n)`` and ``close()``, also a context manager.
@@ -27,10 +44,13 @@ class Progress:
         """
         from tqdm import tqdm
 
+        terminal = not self.quiet and sys.stderr.isatty()
+        pace = {"mininterval": 0.2} if terminal else {
+            "mininterval": _LINE_SECONDS, "maxinterval": _LINE_SECONDS, "delay": _LINE_SECONDS,
+        }  # fmt: skip
         return tqdm(
             total=total, desc=description, unit=unit, unit_scale=unit == "B", leave=False,
-            disable=self.quiet, file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            disable=self.quiet, file=sys.stderr if terminal else _Lines(sys.stderr), **pace,
         )  # fmt: skip
 
     def track(self, items: Iterable[T], description: str, *, total: int, unit: str) -> Iterator[T]:

@@ -40,9 +40,7 @@ def _candidates(plan: PrunePlan, live: Sequence[int], width: int) -> list[int]:
     first = plan.recipe.protect_first
     last = plan.source.num_hidden_layers - plan.recipe.protect_last
     return [
-        p
-        for p in range(len(live) - width + 1)
-        if live[p] >= first and live[p + width - 1] < last
+        p for p in range(len(live) - width + 1) if live[p] >= first and live[p + width - 1] < last
     ]
 
 

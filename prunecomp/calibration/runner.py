@@ -86,9 +86,7 @@ class Runner:
         return [known[p] for p in range(pairs)]
 
     def _mean_cosine(self, before, after, axis: str) -> float:
-        total = sum(
-            float(cosine_sum(x, y, axis=axis)) for x, y in zip(before, after, strict=True)
-        )
+        total = sum(float(cosine_sum(x, y, axis=axis)) for x, y in zip(before, after, strict=True))
         axis_size = 2 if axis == "sequence" else 1
         value = total / sum(h.shape[0] * h.shape[axis_size] for h in before)
         if not math.isfinite(value):
@@ -98,7 +96,7 @@ class Runner:
     def loss(self, *, without: int | None = None, description: str = "loss") -> float:
         """Mean next-token cross entropy in nats, with the `without`-th live layer skipped."""
         start = len(self.live) if without is None else without
-        (_, batches), = self._sweep(start, start, description)
+        ((_, batches),) = self._sweep(start, start, description)
         for layer in self.live[start + 1 :]:
             batches = [self._forward(layer, h) for h in batches]
         total, count = 0.0, 0
@@ -106,10 +104,14 @@ class Runner:
             total += float(self._token_losses(hidden, ids).double().sum())
             count += ids.shape[0] * (ids.shape[1] - 1)
         if not math.isfinite(total):
-            raise NumericError("the calibration loss is not finite; use --dtype bfloat16 or float32")
+            raise NumericError(
+                "the calibration loss is not finite; use --dtype bfloat16 or float32"
+            )
         return total / count
 
-    def weight_gradients(self) -> Iterator[tuple[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]]:
+    def weight_gradients(
+        self,
+    ) -> Iterator[tuple[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]]:
         """Gradients of the summed per-sample losses, one layer at a time, last layer first.
 
         Yields ``(original index, {relative name: (weight, gradient)})``; gradients are float32,
@@ -117,11 +119,11 @@ class Runner:
         run again from its stored input, with the gradient of its output.
         """
         last = len(self.live)
-        (_, batches), = self._sweep(last, last, "forward")
+        ((_, batches),) = self._sweep(last, last, "forward")
         upstream = [self._loss_gradient(h, ids) for h, ids in zip(batches, self._ids, strict=True)]
         positions = range(last - 1, -1, -1)
         for p in self.progress.track(positions, "gradients", total=last, unit="layer"):
-            (_, batches), = self._sweep(p, p, "forward")
+            ((_, batches),) = self._sweep(p, p, "forward")
             layer = self.live[p]
             named = dict(self.model.layer(layer).named_parameters())
             sums = [torch.zeros_like(w, dtype=torch.float32) for w in named.values()]
@@ -136,10 +138,13 @@ class Runner:
                     total += gradient
             for weight in named.values():
                 weight.requires_grad_(False)
-            yield layer, {
-                name: (weight, total)
-                for (name, weight), total in zip(named.items(), sums, strict=True)
-            }
+            yield (
+                layer,
+                {
+                    name: (weight, total)
+                    for (name, weight), total in zip(named.items(), sums, strict=True)
+                },
+            )
 
     def advance(self, plan: PrunePlan) -> None:
         """Makes the model that of `plan`, which has one round more, and forgets what is stale.
@@ -185,7 +190,8 @@ class Runner:
             return
         steps = (last - boundary) * len(batches)
         with self.progress.bar(steps, description, unit="batch") as bar:
-            for boundary in range(boundary + 1, last + 1):
+            while boundary < last:
+                boundary += 1
                 previous, batches = batches, []
                 for hidden in previous:
                     batches.append(self._forward(self.live[boundary - 1], hidden))

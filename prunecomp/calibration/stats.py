@@ -15,7 +15,9 @@ def channel_magnitude(hidden: torch.Tensor) -> torch.Tensor:
     return hidden.abs().mean(dim=1, dtype=torch.float32).cpu()
 
 
-def cosine_sum(before: torch.Tensor, after: torch.Tensor, *, axis: str = "channels") -> torch.Tensor:
+def cosine_sum(
+    before: torch.Tensor, after: torch.Tensor, *, axis: str = "channels"
+) -> torch.Tensor:
     """Sum of cosines between two boundaries of the same batch, a float64 scalar.
 
     Args:
@@ -44,9 +46,7 @@ def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
         NumericError: the stream is not finite, or zero in every channel.
     """
     if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
-        raise NumericError(
-            "the hidden states are not finite; use --dtype bfloat16 or float32"
-        )
+        raise NumericError("the hidden states are not finite; use --dtype bfloat16 or float32")
     present = before > 0
     if not present.any():
         raise NumericError("the hidden states are zero; the checkpoint has no usable weights")

@@ -1,1 +1,1 @@
-"""Model directories: reading headers and tensors, rewriting them, writing them whole or not at all."""
+"""Model directories: reading headers and tensors, writing them whole or not at all."""

@@ -55,9 +55,7 @@ def write_config(target: Path, checkpoint: Checkpoint, kept: tuple[int, ...]) ->
     ``auto_map`` is dropped: it points at Python files of the source repository, which are never
     run and not carried over; the stock class is the one that was compressed.
     """
-    config = checkpoint.family.rewrite_config(
-        checkpoint.config, resolved_config(checkpoint), kept
-    )
+    config = checkpoint.family.rewrite_config(checkpoint.config, resolved_config(checkpoint), kept)
     config.pop("auto_map", None)
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config

@@ -55,7 +55,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot read it as JSON ({error}); restore the file") from error
+        raise CheckpointError(
+            f"{path}: cannot read it as JSON ({error}); restore the file"
+        ) from error
 
 
 def read_header(path: Path) -> list[TensorSpec]:

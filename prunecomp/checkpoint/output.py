@@ -1,4 +1,4 @@
-"""Output directories that appear whole or not at all."""
+"""Output directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,54 +12,104 @@ from pathlib import Path
 from prunecomp.errors import UsageError
 
 _MARK = ".prunecomp-partial-"
+_MAX_NAME = 200  # bytes; file systems allow 255, and the partial's name is longer than the output's
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
     """Fails early, before any long work, where `path` could not be written in the end.
 
+    Args:
+        source: the model directory that is read, which the output must leave alone.
+
     Raises:
-        UsageError: it exists (and `overwrite` is not given), or its parent cannot be written.
+        UsageError: it exists (and `overwrite` is not given), its parent cannot be written, or it
+            would change `source`.
     """
-    if path.is_symlink() or path.exists():
-        if not overwrite:
-            raise UsageError(f"{path}: exists already; choose another --output or add --overwrite")
-        if not path.is_dir() or path.is_symlink():
-            raise UsageError(f"{path}: exists and is not a directory; choose another --output")
-        foreign = [p.name for p in path.iterdir()]
-        if foreign and "config.json" not in foreign:
-            raise UsageError(
-                f"{path}: --overwrite replaces model directories only, and this one has no "
-                "config.json; choose another --output"
-            )
-    _check_writable(path)
+    with _refusing(path, source) as where:
+        if where.is_symlink() or where.exists():
+            if where.is_symlink() or not where.is_dir():
+                raise UsageError(f"{path}: exists and is not a directory; choose another --output")
+            if not overwrite:
+                raise UsageError(
+                    f"{path}: exists already; choose another --output or add --overwrite"
+                )
+            if where.is_mount():
+                raise UsageError(f"{path}: is a mount point; choose a directory inside it")
+            found = [p.name for p in where.iterdir()]
+            if found and "config.json" not in found:
+                raise UsageError(
+                    f"{path}: --overwrite replaces model directories only, and this one has no "
+                    "config.json; choose another --output"
+                )
 
 
-def check_output_file(path: Path, *, overwrite: bool) -> None:
+def check_output_file(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
     """The same for a file.
 
     Raises:
-        UsageError: it exists (and `overwrite` is not given), or its directory cannot be written.
+        UsageError: it exists (and `overwrite` is not given), its directory cannot be written, or
+            it lies in `source`.
     """
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path}: exists already; choose another name or add --overwrite")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a directory; name a file")
-    _check_writable(path)
+    with _refusing(path, source) as where:
+        if where.is_dir():
+            raise UsageError(f"{path}: is a directory; name a file")
+        if where.is_symlink() or where.exists():
+            if not overwrite:
+                raise UsageError(f"{path}: exists already; choose another name or add --overwrite")
+            if not where.is_file():
+                raise UsageError(f"{path}: is not an ordinary file; choose another name")
 
 
-def _check_writable(path: Path) -> None:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise UsageError(f"{parent}: is not a directory; choose another --output")
+def _real(path: Path) -> Path:
+    """`path` as an absolute one, with links resolved in its parents but not in itself."""
+    if path.name in {"", ".."}:
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+@contextlib.contextmanager
+def _refusing(path: Path, source: Path | None) -> Iterator[Path]:
+    """Yields the real path; makes the checks that directories and files share."""
     try:
+        where = _real(path)
+        _check_name(path, where)
+        if source is not None:
+            _check_apart(path, source)
+        yield where
+        parent = where.parent
+        while not (parent.exists() or parent.is_symlink()):
+            parent = parent.parent
+        if not parent.is_dir():
+            raise UsageError(f"{path}: {parent} is not a directory; choose another place")
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise UsageError(
-            f"{parent}: cannot be written ({error.strerror}); choose another --output"
+            f"{path}: cannot be written ({error.strerror}); choose another place"
         ) from error
+
+
+def _check_name(path: Path, where: Path) -> None:
+    try:
+        name = where.name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path}: the name is not UTF-8; choose another") from error
+    if len(name) > _MAX_NAME:
+        raise UsageError(
+            f"{where.name[:20]}...: the name is longer than {_MAX_NAME} bytes; choose another"
+        )
+
+
+def _check_apart(path: Path, source: Path) -> None:
+    """Refuses an output that is the model, lies in it, or holds files of it."""
+    target, model = Path(os.path.realpath(path)), Path(os.path.realpath(source))
+    if target == model:
+        raise UsageError(f"{path}: is the model itself; choose another --output")
+    if model in target.parents:
+        raise UsageError(f"{path}: lies inside the model directory; choose another --output")
+    files = (Path(os.path.realpath(p)) for p in (source, *source.iterdir()))
+    if any(target in file.parents for file in files):
+        raise UsageError(f"{path}: holds files of the model; choose another --output")
 
 
 @contextlib.contextmanager
@@ -73,51 +123,106 @@ def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         UsageError: see `check_output`.
     """
     check_output(path, overwrite=overwrite)
-    path = path.absolute()
-    created = [p for p in reversed(path.parents) if not p.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    partial = path.parent / f".{path.name}{_MARK}{os.getpid()}"
-    partial.mkdir()
-    try:
+    with _beside(path) as partial:
+        partial.mkdir()
         yield partial
-        _move_into_place(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in reversed(created):
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+        _move_into_place(partial, path, overwrite=overwrite)
 
 
-def _move_into_place(partial: Path, path: Path) -> None:
-    if not path.exists():
-        partial.rename(path)
-        return
-    old = path.parent / f".{path.name}{_MARK}{os.getpid()}.old"
-    path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old)
-
-
-def _remove_stale(path: Path) -> None:
-    for left in path.parent.glob(f".{path.name}{_MARK}*"):
-        owner = left.name.rpartition(_MARK)[2].removesuffix(".old")
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
-    """Writes a small file through a sibling that is renamed, so that no reader sees half of it.
+@contextlib.contextmanager
+def output_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """The same for a file, which the block creates under the name that it gets.
 
     Raises:
         UsageError: see `check_output_file`.
     """
     check_output_file(path, overwrite=overwrite)
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{_MARK}{os.getpid()}")
-    try:
+    with _beside(path) as partial:
+        yield partial
+        partial.replace(_real(path))
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Writes a small file so that no reader sees half of it.
+
+    Raises:
+        UsageError: see `check_output_file`.
+    """
+    with output_file(path, overwrite=overwrite) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yields a free name next to `path`, making its parents; a failure undoes all of it."""
+    where = _real(path)
+    missing = [p for p in where.parents if not p.exists()]
+    partial = where.with_name(f".{where.name}{_MARK}{os.getpid()}")
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(where)
+        yield partial
+    except BaseException:
+        _remove(partial)
+        _undo_swap(where)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _old(where: Path) -> Path:
+    return where.with_name(f".{where.name}{_MARK}{os.getpid()}.old")
+
+
+def _move_into_place(partial: Path, path: Path, *, overwrite: bool) -> None:
+    where = _real(path)
+    if where.exists():
+        if not overwrite:
+            raise UsageError(f"{path}: has appeared meanwhile; choose another --output")
+        where.rename(_old(where))
+    partial.rename(where)
+    _remove(_old(where))
+    _remove_stale(where)
+
+
+def _undo_swap(where: Path) -> None:
+    """Puts back what was to be replaced, or finishes removing it where the new one is in place."""
+    if where.exists():
+        _remove(_old(where))
+    elif _old(where).exists():
+        _old(where).rename(where)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale(where: Path) -> None:
+    """Removes what killed processes left; the previous output only once there is one again."""
+    for left in where.parent.iterdir():
+        if not left.name.startswith(f".{where.name}{_MARK}"):
+            continue
+        owner = left.name.rpartition(_MARK)[2]
+        if not _is_running(owner.removesuffix(".old")) and (
+            not owner.endswith(".old") or where.exists()
+        ):
+            _remove(left)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether another process has this id; ours is then one that an earlier container had."""
+    if not pid.isdecimal():
+        return True  # not a name of ours
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -21,9 +21,7 @@ class Perplexity:
     block = False
 
     def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
-        tracked = runner.progress.track(
-            positions, "candidates", total=len(positions), unit="layer"
-        )
+        tracked = runner.progress.track(positions, "candidates", total=len(positions), unit="layer")
         return [runner.loss(without=p, description="forward") for p in tracked]
 
 

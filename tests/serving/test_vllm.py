@@ -33,10 +33,15 @@ SHAPE = {
     "max_position_embeddings": 128, "initializer_range": 0.2,
 }  # fmt: skip
 MODELS = {
-    "llama-with-biases": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama-with-biases": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"attention_bias": True, "mlp_bias": True},
+    ),
     "llama-tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": False}),
+    # vLLM's Qwen2 takes the head dimension from the hidden size.
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_attention_heads": 2, "num_key_value_heads": 1}),
     "qwen3-tied": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
 }
 
@@ -44,7 +49,7 @@ MODELS = {
 def _make(path: Path, name: str) -> Path:
     model_class, config_class, fields = MODELS[name]
     torch.manual_seed(sum(map(ord, name)))
-    model = model_class(config_class(**SHAPE, **fields))
+    model = model_class(config_class(**{**SHAPE, **fields}))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -77,7 +82,12 @@ def compressed(tmp_path_factory) -> dict[str, Path]:
     for number, name in enumerate(MODELS):
         source = _make(root / f"source-{name}", name)
         outputs[name] = root / name
-        options = ["--layers", str(1 + number % 2), "--fold", ("downstream", "upstream")[number % 2]]
+        options = [
+            "--layers",
+            str(1 + number % 2),
+            "--fold",
+            ("downstream", "upstream")[number % 2],
+        ]
         assert cli.main(
             ["compress", str(source), "-o", str(outputs[name]), "--calibration", str(tokens),
              "--dtype", "float32", "--quiet", "--protect-last", "2", *options]

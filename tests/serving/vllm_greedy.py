@@ -31,7 +31,7 @@ def main() -> None:
         outputs = engine.generate(prompts, sampling, use_tqdm=False)
         answers[model] = [list(output.outputs[0].token_ids) for output in outputs]
         del engine
-    print("ANSWER" + json.dumps(answers))
+    sys.stdout.write("ANSWER" + json.dumps(answers) + "\n")
 
 
 if __name__ == "__main__":
