@@ -21,6 +21,10 @@ from typing import Any
 from prunecomp.errors import MissingDependencyError, PruneCompError
 
 LOG_TAIL_LINES = 25
+#: For small models on a CPU. vLLM 0.32 does not ask the kernel for the matrix tiles (AMX) that
+#: its bfloat16 kernels use, and dies of SIGILL where nothing else in the process has asked; and
+#: compiling takes longer than it saves.
+SMALL_ON_CPU = ("--dtype", "float32", "--enforce-eager")
 
 
 class ServerError(PruneCompError):

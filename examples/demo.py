@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.server import serve
+from bench.server import SMALL_ON_CPU, serve
 from prunecomp.errors import PruneCompError
 
 PROMPT = "def read_lines(path):\n    with open(path) as f:\n"
@@ -74,10 +74,13 @@ def main() -> int:
     repaired = compress(args.model, args.output / "pruned-magnitude", args.layers, "magnitude")
     print(table(plain, repaired), flush=True)
 
+    import torch  # only now: the help text needs none of it
+
     served = args.output / "pruned-magnitude"
+    on_cpu = () if torch.cuda.is_available() else SMALL_ON_CPU
     print(f"\nserving {served} with vLLM ...", file=sys.stderr, flush=True)
     try:
-        with serve(served, arguments=["--max-model-len", "512"]) as server:
+        with serve(served, arguments=["--max-model-len", "512", *on_cpu]) as server:
             answer = server.post(
                 "/v1/completions", {"prompt": PROMPT, "max_tokens": 48, "temperature": 0}
             )

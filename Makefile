@@ -1,0 +1,69 @@
+# Set-up, tests and demonstration. Every target that needs the environment makes it first; once it is
+# complete, it is left alone until pyproject.toml or the list of versions changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+# cuda where an NVIDIA driver answers, else cpu. Override: make test ACCELERATOR=cpu
+ACCELERATOR ?= $(if $(wildcard /dev/nvidiactl)$(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
+# The CPU build of torch: a wheel that pip's own find-links setting offers, else this index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0+cpu
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip -qq --disable-pip-version-check
+READY := $(VENV)/.ready-$(ACCELERATOR)
+VERSIONS := constraints/$(ACCELERATOR).txt
+EXTRAS := onnx,eval,data,vllm,dev
+OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
+
+.PHONY: help setup install-cpu install-cuda test demo results lint fmt check clean clean-env
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment in .venv (the other targets do so by themselves)
+
+test: $(READY) ## run the tests; make test ARGS="-k fold" for some of them
+	$(RUN) -m pytest $(ARGS)
+
+demo: $(READY) ## prune, repair, export and serve a small model
+	$(RUN) examples/demo.py $(ARGS)
+
+results: $(READY) ## measure again the tables of docs/results.md (half an hour on two cores)
+	$(RUN) -m bench.ablation examples/tiny-python-lm --output docs/results.md $(ARGS)
+
+lint: $(READY) ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+fmt: $(READY) ## format the code and fix what ruff can fix
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+check: lint test ## lint and test
+
+clean: ## remove caches and build outputs
+	rm -rf build dist out runs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +
+
+clean-env: ## remove the environment
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml $(VERSIONS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and $(OLD) % v)'
+	@echo "Installing the $(ACCELERATOR) builds into $(VENV); the first time takes five to ten minutes."
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+# pip writes INSTALLER when all files of a package are there; without it, an interrupt left it half done
+	@find $(VENV) -name '*.dist-info' -prune ! -exec test -e '{}/INSTALLER' ';' -exec rm -r '{}' +
+	@$(MAKE) --no-print-directory install-$(ACCELERATOR)
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+install-cpu:
+	$(PIP) install --no-deps --no-index $(TORCH) 2>/dev/null || \
+	$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH)
+	$(PIP) install --no-deps -r $(VERSIONS)
+
+install-cuda:
+	$(PIP) install -c $(VERSIONS) ".[$(EXTRAS)]"
