@@ -6,14 +6,16 @@ stdout carries the result and nothing else; stderr carries talk and progress.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import signal
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from prunecomp.compensators import COMPENSATORS
-from prunecomp.errors import PruneCompError
+from prunecomp.console import explain, interruptible, print_result, silence_libraries
+from prunecomp.errors import UsageError
 from prunecomp.metrics import METRICS
 from prunecomp.progress import Progress
 
@@ -33,6 +35,13 @@ examples:
   cli.py compress ./Llama-3-8B --output out/l3-25 --ratio 0.22 --calibration wikitext-2
   cli.py compress ./Qwen3-8B -o out/q3 --layers 7 --metric ppl --calibration my.jsonl --json
 """
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 1 to 2^31 - 1")
+    return value
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +118,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         help="of the calibration passes: auto (as stored), float32, bfloat16, float16; what is "
         "written keeps the dtype of the source",
     )  # fmt: skip
-    machine.add_argument("--batch-size", type=int, metavar="N", help="samples per batch")
+    machine.add_argument("--batch-size", type=_count, metavar="N", help="samples per batch")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,8 +179,12 @@ def _open(model: str):
     return Checkpoint(local_directory(model))
 
 
+def _name(model: str) -> str:
+    return model.encode(errors="replace").decode()  # of a path that is not UTF-8
+
+
 def _print(args: argparse.Namespace, document: dict[str, Any], lines: list[str]) -> None:
-    print(json.dumps(document, indent=2) if args.json else "\n".join(lines))
+    print_result(json.dumps(document, indent=2) if args.json else "\n".join(lines))
 
 
 def _plan_lines(plan) -> list[str]:
@@ -230,13 +243,13 @@ def run_compress(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.checkpoint.output import check_output
 
     checkpoint = _open(args.model)
-    check_output(args.output, overwrite=args.overwrite)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         _dry_run(args, checkpoint, pipeline.resolve_recipe(checkpoint, _request(args), progress))
         return 0
     plan, written = pipeline.compress(
-        checkpoint, _request(args), args.output, name=args.model, overwrite=args.overwrite,
-        progress=progress,
+        checkpoint, _request(args), args.output, name=_name(args.model),
+        overwrite=args.overwrite, progress=progress,
     )  # fmt: skip
     _print(
         args,
@@ -252,31 +265,50 @@ def _write_json(path: Path, document: dict[str, Any], *, overwrite: bool) -> Non
     write_text(path, json.dumps(document, indent=2) + "\n", overwrite=overwrite)
 
 
+def _check_plan_files(args: argparse.Namespace, model: Path) -> bool:
+    """Whether the plan may replace the file of its name: asked to, or continuing that very file."""
+    from prunecomp.checkpoint.output import check_output_file
+
+    replace = args.overwrite
+    if args.resume:
+        replace |= os.path.realpath(args.resume) == os.path.realpath(args.output)
+        check_output_file(args.resume, overwrite=True, source=model)
+    check_output_file(args.output, overwrite=replace, source=model)
+    if args.save_tokens:
+        if args.save_tokens.suffix != ".safetensors" or args.save_tokens == args.output:
+            raise UsageError(
+                f"--save-tokens {args.save_tokens}: give a file of its own, named .safetensors"
+            )
+        check_output_file(args.save_tokens, overwrite=args.overwrite, source=model)
+    return replace
+
+
 def run_plan(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.calibration.data import save_tokens
-    from prunecomp.checkpoint.output import check_output_file
+    from prunecomp.checkpoint.output import output_file
     from prunecomp.plan import read_plan
 
-    checkpoint = _open(args.model)
-    check_output_file(args.output, overwrite=args.overwrite)
-    request = _request(args)
+    checkpoint, request = _open(args.model), _request(args)
+    replace = _check_plan_files(args, checkpoint.path)
+    resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
     if args.dry_run:
         _dry_run(args, checkpoint, pipeline.resolve_recipe(checkpoint, request, progress))
         return 0
-    if args.save_tokens:
-        check_output_file(args.save_tokens, overwrite=args.overwrite)
-        save_tokens(pipeline.load_texts(checkpoint, request)[0], args.save_tokens)
-    resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
 
     def save(current) -> None:
         if args.resume:
             _write_json(args.resume, current.to_json(), overwrite=True)
 
-    plan = pipeline.make_plan(
-        checkpoint, request, name=args.model, progress=progress, resume=resume, on_round=save
-    )
-    _write_json(args.output, plan.to_json(), overwrite=args.overwrite)
+    with contextlib.ExitStack() as stack:
+        if args.save_tokens:  # written now, but there only when the plan is
+            file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
+            save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
+        plan = pipeline.make_plan(
+            checkpoint, request, name=_name(args.model), progress=progress, resume=resume,
+            on_round=save,
+        )  # fmt: skip
+        _write_json(args.output, plan.to_json(), overwrite=replace)
     _print(args, plan.to_json(), [*_plan_lines(plan), f"wrote    {args.output}"])
     return 0
 
@@ -290,7 +322,7 @@ def run_apply(args: argparse.Namespace, progress: Progress) -> int:
     if args.rounds is not None:
         plan = plan.prefix(args.rounds)
     checkpoint = _open(args.model)
-    check_output(args.output, overwrite=args.overwrite)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         pipeline.check_source(checkpoint, plan)
         _print(args, {"dry_run": True, "plan": plan.to_json()}, _plan_lines(plan))
@@ -309,35 +341,22 @@ def run_apply(args: argparse.Namespace, progress: Progress) -> int:
 COMMANDS = {"compress": run_compress, "plan": run_plan, "apply": run_apply}
 
 
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code listed in ``--help``."""
     args = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a polite kill cleans up, too
+    if not args.debug:
+        silence_libraries(progress=args.quiet)
     try:
-        return COMMANDS[args.command](args, Progress(quiet=args.quiet))
-    except PruneCompError as error:
-        if args.debug:
+        with interruptible():
+            return COMMANDS[args.command](args, Progress(quiet=args.quiet))
+    except (Exception, KeyboardInterrupt) as error:
+        expected = explain(error, output=args.output, resume=getattr(args, "resume", None))
+        if args.debug or expected is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if args.debug:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; check space and permissions", file=sys.stderr
-        )
-        return 1
-    except MemoryError:
-        print("error: out of memory; use smaller --samples or --batch-size", file=sys.stderr)
-        return 1
+        code, message = expected
+        if sys.stderr is not None:
+            print(f"error: {message}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from prunecomp.compensators import COMPENSATORS
 from prunecomp.device import DTYPES, resolve_device
 from prunecomp.errors import PruneCompError
 from prunecomp.metrics import METRICS
-from prunecomp.pipeline import PlanRequest, load_texts, resolve_recipe, versions
-from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, SourceModel
+from prunecomp.pipeline import PlanRequest, empty_plan, load_texts, resolve_recipe, versions
+from prunecomp.plan import PrunePlan, PruneRound
 from prunecomp.progress import Progress
 from prunecomp.selection import select
 
@@ -63,18 +63,9 @@ class Study:
             device=resolve_device(self.recipe.device),
             dtype=DTYPES[self.recipe.dtype],
         )
-        samples, seq_len = self.calibration.input_ids.shape
-        self.base = PrunePlan(
-            source=SourceModel(
-                checkpoint.path.name, checkpoint.family.model_type, checkpoint.num_hidden_layers,
-                checkpoint.sha256(),
-            ),
-            recipe=self.recipe,
-            calibration=CalibrationRecord(
-                request.calibration, samples, seq_len, request.seed, self.calibration.sha256
-            ),
-            versions=versions(),
-        )  # fmt: skip
+        self.base = empty_plan(
+            checkpoint, self.recipe, request, self.calibration, name=checkpoint.path.name
+        )
 
     def perplexity(self) -> float:
         """Of the model as it now stands, on the evaluation text."""

@@ -54,7 +54,7 @@ ARCHITECTURES = {
         },
     },
     "qwen3": {
-        "tokens": 3_000_000,
+        "tokens": 1_600_000,
         "config": Qwen3Config,
         "model": Qwen3ForCausalLM,
         "fields": {

@@ -25,10 +25,14 @@ def local_directory(name: str) -> Path:
     Raises:
         CheckpointError: neither a directory nor a repository that can be fetched.
     """
-    if not is_repository(name):
-        return Path(name)  # if it is missing, `Checkpoint` says so
+    try:
+        if not is_repository(name):
+            return Path(name)  # if it is missing, `Checkpoint` says so
+    except OSError as error:
+        raise CheckpointError(
+            f"{name}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     repository, _, revision = name.partition("@")
     try:
@@ -40,11 +44,13 @@ def local_directory(name: str) -> Path:
                     "*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "*.txt",
                     "LICENSE*", "NOTICE*", "USE_POLICY*",
                 ],
+                # Mistral's repositories hold their weights a second time in these.
+                ignore_patterns=["consolidated*.safetensors"],
             )
         )  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # several packages and the network are behind this
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"{name}: no such directory, and the hub did not give it ({first}); check the name "
+            f"{name}: no such directory, and the hub did not give it ({reason}); check the name "
             "and the network"
         ) from error

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "prunecomp.json"
 MANIFEST_VERSION = 1
+EVALUATION_SAMPLES = 64
 STRATEGIES = ("iterative", "one-shot")
 
 
@@ -163,9 +164,36 @@ def load_texts(
         name = request.calibration
     if name is None or name == "none":
         return calibration, None
+    shape = {"samples": EVALUATION_SAMPLES, "seq_len": calibration.input_ids.shape[1]}
+    if name.endswith(".safetensors"):
+        shape = {}  # all of it: someone has chosen these tokens
     return calibration, load_tokens(
-        TextSource(name, request.calibration_field), held_out=True, samples=64,
-        seq_len=calibration.input_ids.shape[1], **common,
+        TextSource(name, request.calibration_field), held_out=True, **shape, **common
+    )
+
+
+def empty_plan(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    request: PlanRequest,
+    calibration: CalibrationSet,
+    *,
+    name: str,
+) -> PrunePlan:
+    """The plan before its first round: what is asked for, of which model, on which tokens."""
+    samples, seq_len = calibration.input_ids.shape
+    return PrunePlan(
+        source=SourceModel(
+            name, checkpoint.family.model_type, checkpoint.num_hidden_layers,
+            checkpoint.sha256(), on_hub=is_repository(name),
+        ),
+        recipe=recipe,
+        calibration=CalibrationRecord(
+            request.calibration, samples, seq_len, request.seed, calibration.sha256,
+            {"field": request.calibration_field, "config": request.calibration_config,
+             "split": request.calibration_split},
+        ),
+        versions=versions(),
     )  # fmt: skip
 
 
@@ -194,24 +222,14 @@ def make_plan(
 
     recipe = resolve_recipe(checkpoint, request, progress)
     calibration, evaluation = load_texts(checkpoint, request)
+    plan = empty_plan(checkpoint, recipe, request, calibration, name=name)
+    if resume is not None:
+        plan = _resumed(plan, resume)
     samples, seq_len = calibration.input_ids.shape
     if request.samples and samples < request.samples:
         progress.say(
             f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}"
         )
-    plan = PrunePlan(
-        source=SourceModel(
-            name, checkpoint.family.model_type, checkpoint.num_hidden_layers,
-            checkpoint.sha256(), on_hub=is_repository(name),
-        ),
-        recipe=recipe,
-        calibration=CalibrationRecord(
-            request.calibration, samples, seq_len, request.seed, calibration.sha256,
-            {"field": request.calibration_field, "config": request.calibration_config,
-             "split": request.calibration_split},
-        ),
-        versions=versions(),
-    )  # fmt: skip
     progress.say(
         f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
         f"{recipe.dtype} on {recipe.device}"
@@ -219,13 +237,19 @@ def make_plan(
     model = PlannedModel(
         checkpoint, device=resolve_device(recipe.device), dtype=DTYPES[recipe.dtype]
     )
-    base = _losses(model, {"evaluation": evaluation}, progress, request)
     runner = Runner(model, calibration, progress=progress, batch_size=request.batch_size)
-    base["calibration"] = runner.loss(description="base loss")
-    if resume is not None:
-        plan = _resumed(plan, resume)
-        for done in range(1, len(plan.rounds) + 1):
-            runner.advance(dataclasses.replace(plan, rounds=plan.rounds[:done]))
+
+    def perplexities() -> dict[str, float]:
+        texts = {f"calibration ({request.calibration})": runner}
+        if evaluation is not None:
+            texts[f"evaluation ({_evaluation_name(request)})"] = Runner(
+                model, evaluation, progress=progress, batch_size=request.batch_size, cache_bytes=0
+            )
+        return {text: math.exp(r.loss(description=text)) for text, r in texts.items()}
+
+    base = perplexities()
+    for done in range(1, len(plan.rounds) + 1):
+        runner.advance(dataclasses.replace(plan, rounds=plan.rounds[:done]))
 
     def report(current: PrunePlan) -> None:
         done = current.rounds[-1]
@@ -239,18 +263,9 @@ def make_plan(
         plan, runner, METRICS.get(recipe.metric), COMPENSATORS.get(recipe.compensation),
         on_round=report,
     )  # fmt: skip
-    pruned = _losses(model, {"evaluation": evaluation}, progress, request)
-    pruned["calibration"] = runner.loss(description="pruned loss")
-    label = {
-        "calibration": f"calibration ({request.calibration})",
-        "evaluation": f"evaluation ({_evaluation_name(request)})",
-    }
+    pruned = perplexities()
     return dataclasses.replace(
-        plan,
-        perplexity={
-            label[text]: {"base": math.exp(base[text]), "pruned": math.exp(pruned[text])}
-            for text in sorted(base)
-        },
+        plan, perplexity={text: {"base": base[text], "pruned": pruned[text]} for text in base}
     )
 
 
@@ -259,29 +274,17 @@ def _evaluation_name(request: PlanRequest) -> str:
     return f"{name}, held-out part" if name == request.calibration else name
 
 
-def _losses(
-    model, sets: Mapping[str, CalibrationSet | None], progress: Progress, request: PlanRequest
-) -> dict[str, float]:
-    from prunecomp.calibration.runner import Runner
-
-    return {
-        text: Runner(
-            model, tokens, progress=progress, batch_size=request.batch_size, cache_bytes=0
-        ).loss(description=text)
-        for text, tokens in sets.items()
-        if tokens is not None
-    }
-
-
 def _resumed(plan: PrunePlan, old: PrunePlan) -> PrunePlan:
     """`plan` with the rounds of `old`, which must have been made in the same way."""
+    # A plan may be continued to a greater depth, but a block of N layers is chosen as a whole.
+    free = {} if METRICS.get(plan.recipe.metric).block else {"num_removed": 0}
     for what, new_value, old_value in (
         ("model", plan.source.sha256, old.source.sha256),
         ("calibration tokens", plan.calibration.sha256, old.calibration.sha256),
         (
             "options",
-            dataclasses.replace(plan.recipe, num_removed=0),
-            dataclasses.replace(old.recipe, num_removed=0),
+            dataclasses.replace(plan.recipe, **free),
+            dataclasses.replace(old.recipe, **free),
         ),
     ):
         if new_value != old_value:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +182,7 @@ class PrunePlan:
                 calibration=CalibrationRecord(**document["calibration"]),
                 rounds=tuple(
                     PruneRound(
-                        removed=tuple(int(i) for i in r["removed"]),
+                        removed=tuple(operator.index(i) for i in r["removed"]),
                         factor=float(r["factor"]),
                         scores={int(k): float(v) for k, v in r["scores"].items()},
                     )
@@ -192,10 +193,23 @@ class PrunePlan:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"{where}: malformed plan ({error!r}); make it again") from error
-        plan._check(where)
+        plan._check_fields(where)
+        plan._check_rounds(where)
         return plan
 
-    def _check(self, where: str) -> None:
+    def _check_fields(self, where: str) -> None:
+        sound = {
+            "source.num_hidden_layers": isinstance(self.source.num_hidden_layers, int),
+            "source.sha256": isinstance(self.source.sha256, dict),
+            "recipe.fold": self.recipe.fold in {"downstream", "upstream"},
+            "perplexity": isinstance(self.perplexity, dict)
+            and all(isinstance(p, dict) and "base" in p for p in self.perplexity.values()),
+        }
+        for name, is_sound in sound.items():
+            if not is_sound:
+                raise PlanError(f"{where}: malformed plan (the value of {name}); make it again")
+
+    def _check_rounds(self, where: str) -> None:
         depth, seen = self.source.num_hidden_layers, set[int]()
         for number, r in enumerate(self.rounds, start=1):
             live = [i for i in range(depth) if i not in seen]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 
 from prunecomp.calibration import python_stdlib
 from prunecomp.errors import MissingDependencyError, UsageError
+from prunecomp.registry import did_you_mean
 
 DEFAULT_SAMPLES = 128
 DEFAULT_SEQ_LEN = 2048
@@ -45,6 +47,8 @@ HUB_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 BUILT_IN = ("python-stdlib", *HUB_PRESETS)
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ class CalibrationSet:
 
 def save_tokens(tokens: CalibrationSet, path: Path) -> None:
     """Writes ``input_ids`` as int32 for use as a ``.safetensors`` source."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({"input_ids": tokens.input_ids.to(torch.int32).contiguous()}, path)
+    path.write_bytes(save({"input_ids": tokens.input_ids.to(torch.int32).contiguous()}))
 
 
 def load_tokens(
@@ -111,6 +115,8 @@ def load_tokens(
         UsageError: the source is missing, malformed, empty, or shorter than one sample.
         MissingDependencyError: a hub data set without the ``datasets`` package.
     """
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
     if source.name.endswith(".safetensors"):
         input_ids = _token_file(Path(source.name), samples, seq_len)
         _check_ids(input_ids, source.name, vocab_size, max_seq_len)
@@ -120,8 +126,10 @@ def load_tokens(
         seq_len = min(DEFAULT_SEQ_LEN, max_seq_len or DEFAULT_SEQ_LEN)
     if samples < 1 or seq_len < 2:
         raise UsageError(
-            f"{samples} samples of {seq_len} tokens: at least one sample of two tokens is needed"
+            f"{samples} samples of {seq_len} tokens: at least one sample of two tokens is needed; "
+            "give larger --samples or --seq-len"
         )
+    _check_context(seq_len, source.name, max_seq_len)
     generator = torch.Generator().manual_seed(seed)
     # A few times what is needed leaves the choice of windows something to choose from, and
     # spares tokenising the rest of a large corpus.
@@ -132,14 +140,20 @@ def load_tokens(
         text = "\n\n".join(_texts(source, enough * 8, held_out=held_out))
         if not text.strip():
             raise UsageError(f"{source.name}: the calibration text is empty; name another source")
-        stream = _tokenizer(tokenizer_dir)(text, add_special_tokens=False)["input_ids"]
-    windows = torch.tensor(stream[: len(stream) // seq_len * seq_len]).view(-1, seq_len)
-    if len(windows) == 0:
+        stream = _ids(_tokenizer(tokenizer_dir), text)
+    if not stream:  # what transformers makes of a directory without tokenizer files
+        raise UsageError(
+            f"{tokenizer_dir}: its tokenizer makes no tokens of the text; restore its files, or "
+            "give the tokens as a .safetensors file"
+        )
+    count = len(stream) // seq_len
+    if count == 0:
         raise UsageError(
             f"{source.name}: the text has {len(stream)} tokens, which is less than one sample of "
             f"{seq_len}; give more text or a smaller --seq-len"
         )
-    chosen = torch.randperm(len(windows), generator=generator)[:samples]
+    windows = torch.tensor(stream[: count * seq_len]).view(count, seq_len)
+    chosen = torch.randperm(count, generator=generator)[:samples]
     input_ids = windows[chosen]
     _check_ids(input_ids, source.name, vocab_size, max_seq_len)
     return CalibrationSet(input_ids, source, seed)
@@ -152,10 +166,14 @@ def _check_ids(input_ids: torch.Tensor, name: str, vocab_size: int, context: int
             f"{name}: token {low if low < 0 else high} is outside the model's vocabulary of "
             f"{vocab_size}; the tokens were made for another model"
         )
-    if context is not None and input_ids.shape[1] > context:
+    _check_context(input_ids.shape[1], name, context)
+
+
+def _check_context(seq_len: int, name: str, context: int | None) -> None:
+    if context is not None and seq_len > context:
         raise UsageError(
-            f"{name}: samples of {input_ids.shape[1]} tokens exceed the model's context of "
-            f"{context}; use a smaller --seq-len"
+            f"{name}: samples of {seq_len} tokens exceed the model's context of {context}; "
+            "use a smaller --seq-len"
         )
 
 
@@ -168,7 +186,7 @@ def _token_file(path: Path, samples: int | None, seq_len: int | None) -> torch.T
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: cannot read the tokens ({error}); check the file") from error
     ids = tensors.get("input_ids")
-    if ids is None or ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+    if ids is None or ids.ndim != 2 or ids.dtype not in _INTEGERS:
         raise UsageError(f"{path}: must hold an integer tensor input_ids of [samples, tokens]")
     rows = len(ids) if samples is None else samples
     columns = ids.shape[1] if seq_len is None else seq_len
@@ -185,12 +203,21 @@ def _tokenizer(directory: Path):
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # a malformed file can raise anything in there
         raise UsageError(
-            f"{directory}: cannot load its tokenizer ({first}); give the tokens as a "
-            ".safetensors file instead"
+            f"{directory}: cannot load its tokenizer ({_reason(error)}); restore its files, or "
+            "give the tokens as a .safetensors file"
         ) from error
+
+
+def _ids(tokenizer, text: str | list[str]):
+    """Token ids without special tokens, and without the warning that a corpus is a long text."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _reason(error: Exception) -> str:
+    """What another package has to say about it, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _stdlib_stream(
@@ -204,7 +231,7 @@ def _stdlib_stream(
     stream: list[int] = []
     for first in range(0, len(order), 16):
         part = [texts[i] for i in order[first : first + 16]]
-        for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
+        for ids in _ids(tokenizer, part):
             stream += start + ids
         if len(stream) >= enough:
             break
@@ -216,17 +243,24 @@ def _texts(source: TextSource, enough: int, *, held_out: bool) -> Iterator[str]:
     path = Path(source.name)
     if path.suffix in {".txt", ".jsonl"}:
         if not path.is_file():
-            raise UsageError(f"{path}: no such calibration file")
+            kind = "is not a file" if path.exists() else "no such file"
+            raise UsageError(f"{path}: {kind}; name a text file to calibrate on")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows tools write a byte order mark
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot read it as UTF-8 text ({error})") from error
+            raise UsageError(
+                f"{path}: cannot read it as UTF-8 text ({_reason(error)}); convert or restore it"
+            ) from error
         yield from [text] if path.suffix == ".txt" else _jsonl(path, text, source.field)
         return
-    if source.name not in BUILT_IN and "/" not in source.name:
+    if path.is_file():
+        raise UsageError(f"{path}: a calibration file is a .txt, a .jsonl or a .safetensors")
+    local = bool(source.name) and path.is_dir()  # which the package datasets reads, too
+    if source.name not in BUILT_IN and not (local or _HUB_ID.fullmatch(source.name)):
         raise UsageError(
-            f"unknown calibration source {source.name!r}; use {', '.join(BUILT_IN)}, a .txt, "
-            ".jsonl or .safetensors file, or a hub data set as OWNER/NAME"
+            f"unknown calibration source {source.name!r}{did_you_mean(source.name, BUILT_IN)} "
+            f"(use {', '.join(BUILT_IN)}, a .txt, .jsonl or .safetensors file, or a hub data set "
+            "as OWNER/NAME)"
         )
     seen = 0
     for text in _hub(source, "held-out" if held_out else "train"):
@@ -237,22 +271,40 @@ def _texts(source: TextSource, enough: int, *, held_out: bool) -> Iterator[str]:
 
 
 def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: is not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{path}, line {number}: is not JSON ({_reason(error)}); correct the line"
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise UsageError(
                 f"{path}, line {number}: has no text under {field!r}; name the field with "
                 "--calibration-field"
             )
+        if re.search("[\ud800-\udfff]", record[field]):
+            raise UsageError(
+                f"{path}, line {number}: holds half of a surrogate pair, which is not text; "
+                "correct the line"
+            )
         yield record[field]
 
 
-def _hub(source: TextSource, split: str) -> Iterable[str]:
+def _hub(source: TextSource, split: str) -> Iterator[str]:
+    for row in _rows(source, split):
+        if not isinstance(row.get(source.field), str):
+            raise UsageError(
+                f"{source.name}: rows have the fields {', '.join(row)}, and no text under "
+                f"{source.field!r}; name one with --calibration-field"
+            )
+        yield row[source.field]
+
+
+def _rows(source: TextSource, split: str) -> Iterator[dict[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -268,17 +320,9 @@ def _hub(source: TextSource, split: str) -> Iterable[str]:
     if source.split:
         request["split"] = source.split
     try:
-        rows = load_dataset(**request, streaming=True)
-        for row in rows:
-            if not isinstance(row.get(source.field), str):
-                raise UsageError(
-                    f"{source.name}: rows have the fields {', '.join(row)}, and no text under "
-                    f"{source.field!r}; name one with --calibration-field"
-                )
-            yield row[source.field]
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        yield from load_dataset(**request, streaming=True)
+    except Exception as error:  # four packages and the network are behind this
         raise UsageError(
-            f"{source.name}: cannot load the data set from the hub ({first}); check its name and "
-            "the network, or use a local file"
+            f"{source.name}: cannot load the data set ({_reason(error)}); check its name and the "
+            "network, or use a local file"
         ) from error

@@ -113,7 +113,9 @@ def _check_apart(path: Path, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def output_directory(
+    path: Path, *, overwrite: bool = False, source: Path | None = None
+) -> Iterator[Path]:
     """Yields a new directory beside `path`, which becomes `path` if the block succeeds.
 
     Whatever ends the block otherwise, an interrupt included, removes the directory again. What
@@ -122,7 +124,7 @@ def output_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UsageError: see `check_output`.
     """
-    check_output(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite, source=source)
     with _beside(path) as partial:
         partial.mkdir()
         yield partial

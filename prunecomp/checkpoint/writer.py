@@ -68,7 +68,7 @@ def _write_file(
     on_written: Callable[[int], None],
 ) -> None:
     ordered = sorted(outputs, key=_order)
-    with path.open("wb", buffering=0) as out:
+    with path.open("wb") as out:
         out.write(_header(ordered))
         for output in ordered:
             if output.edit.is_identity:

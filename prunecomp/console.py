@@ -1,0 +1,110 @@
+"""How a command talks and ends: one result on stdout, one line per error, signals that clean up."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunecomp.errors import PruneCompError
+
+#: What other packages would say on stderr; who sets one of these hears it.
+_SILENCE = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_MEMORY = ("out of memory", "can't allocate memory")  # what torch says, of CUDA and of the CPU
+
+
+def silence_libraries(*, progress: bool) -> None:
+    """Keeps warnings of other packages off stderr; to be called before they are imported.
+
+    Args:
+        progress: silence also the progress of downloads.
+    """
+    for variable, value in _SILENCE.items():
+        os.environ.setdefault(variable, value)
+    if progress:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", append=True)  # behind all filters that are set
+
+
+def print_result(text: str) -> None:
+    """Prints on stdout, now, so that a failure to do so is known.
+
+    Raises:
+        PruneCompError: stdout cannot be written. A reader that has gone away is no error.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what it still holds
+        if not isinstance(error, BrokenPipeError):
+            raise PruneCompError(
+                f"stdout: cannot be written ({error.strerror}); all else is done"
+            ) from error
+
+
+@contextlib.contextmanager
+def interruptible(seconds: float = 5.0) -> Iterator[None]:
+    """SIGTERM and SIGHUP, too, raise KeyboardInterrupt, so that every end cleans up.
+
+    For some `seconds` the next signal is dropped, because it would interrupt the cleaning up:
+    Ctrl-C comes twice from impatient users, and from some tools that start this one. What the
+    caller has set to be ignored (``nohup``, background jobs) stays so.
+    """
+    last = -math.inf
+
+    def interrupt(signum: int, frame: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last > seconds:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {s: h for s in signals if (h := signal.getsignal(s)) not in {signal.SIG_IGN, None}}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        if last == -math.inf:  # else the process is ending, and is not to be disturbed at that
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def explain(
+    error: BaseException, *, output: Path, resume: Path | None = None
+) -> tuple[int, str] | None:
+    """Exit code and message, one line, of what can be expected to go wrong; None for a bug.
+
+    Args:
+        output: what was to be written.
+        resume: where finished rounds were kept.
+    """
+    code, message = 1, ""
+    if isinstance(error, PruneCompError):
+        code, message = error.exit_code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        kept = f"finished rounds are in {resume}" if resume and resume.exists() else ""
+        code, message = 130, f"interrupted; {kept or 'nothing is left behind'}"
+    elif isinstance(error, OSError) and error.errno in _NO_SPACE:
+        message = f"{output}: cannot be written ({error.strerror}); free some space"
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}; check space and permissions"
+    elif isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        message = "out of memory; use smaller --batch-size, --samples or --seq-len"
+    return (code, " ".join(message.splitlines())) if message else None

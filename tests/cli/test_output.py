@@ -1,0 +1,291 @@
+"""Where the output must not go, what is replaced, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from prunecomp.errors import UsageError
+from tests.cli.support import MORTAL, one_line, tree
+
+# --- what is there already
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "loop"])
+def test_no_directory(refused_compress, model, tmp_path, kind, overwrite):
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("precious")
+    else:
+        (tmp_path / "target").mkdir()
+        out.symlink_to({"link": "target", "dangling": "nowhere", "loop": "out"}[kind])
+    refused_compress(model, *overwrite, output=out, says="exists and is not a directory")
+
+
+@pytest.mark.parametrize("content", [[], ["config.json"], ["notes.txt"]])
+def test_directory(refused_compress, model, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    for name in content:
+        (tmp_path / "out" / name).write_text("{}")
+    refused_compress(model, output=tmp_path / "out", says=("exists already", "--overwrite"))
+
+
+def test_overwrite_of_what_is_no_model(refused_compress, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    says = ("replaces model directories only", "choose another --output")
+    refused_compress(model, "--overwrite", output=tmp_path / "out", says=says)
+
+
+def test_overwrite(cli, model, small, tmp_path):
+    """Of a model, and of an empty directory: replaced whole."""
+    out = tmp_path / "out"
+    shutil.copytree(model, out)
+    (out / "old.txt").write_text("old")
+    for _ in range(2):
+        ended = cli("compress", model, "-q", "-o", out, "--overwrite", "--layers", 2, *small)
+        assert (ended.code, ended.err) == (0, "")
+        assert not (out / "old.txt").exists()
+        assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
+        assert {p.name for p in tmp_path.iterdir()} == {"here", "model", "out"}
+        shutil.rmtree(out)
+        out.mkdir()
+
+
+def test_mount_point(refused_compress, model, tmp_path, monkeypatch):
+    """A volume of a container cannot be replaced; this is known before the work."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "out")
+    refused_compress(
+        model, "--overwrite", output=tmp_path / "out", says=("mount point", "inside it")
+    )
+
+
+# --- the model itself
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_the_model_itself(refused_compress, model, tmp_path, overwrite):
+    (tmp_path / "link").symlink_to(model)
+    for source, out in ((model, model), (tmp_path / "link", model), (model, tmp_path / "link"),
+                        (model, tmp_path / "no" / ".." / "model")):  # fmt: skip
+        refused_compress(source, *overwrite, output=out, says="is the model itself")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_inside_the_model(refused_compress, model, overwrite):
+    for inside in ("out", "a/b/out", "tokenizer.json"):
+        refused_compress(
+            model, *overwrite, output=model / inside, says="lies inside the model directory"
+        )
+
+
+def test_around_the_model(refused_compress, model, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    refused_compress(model, "--overwrite", output=tmp_path, says="holds files of the model")
+
+
+def test_what_the_links_of_a_snapshot_lead_to(refused_compress, model, tmp_path):
+    snapshot = tmp_path / "hub" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    blobs = Path(shutil.move(model, tmp_path / "hub" / "blobs"))
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    refused_compress(snapshot, "--overwrite", output=blobs, says="holds files of the model")
+
+
+def test_apply_and_plan_spare_the_model(refused, model, plan_file, small):
+    refused("apply", model, plan_file, "--overwrite", "-o", model, says="is the model itself")
+    for name in ("plan.json", "config.json"):
+        refused("plan", model, "--overwrite", "-o", model / name, "--layers", 1, *small,
+                says="lies inside the model directory")  # fmt: skip
+
+
+def test_library_spares_the_model(model, plan_file, tmp_path):
+    from prunecomp.checkpoint.reader import Checkpoint
+    from prunecomp.pipeline import apply_plan
+    from prunecomp.plan import read_plan
+    from prunecomp.progress import Progress
+
+    before = tree(model)
+    with pytest.raises(UsageError, match="is the model itself"):
+        apply_plan(Checkpoint(model), read_plan(plan_file), model, overwrite=True,
+                   progress=Progress(quiet=True))  # fmt: skip
+    assert tree(model) == before
+
+
+# --- places that cannot be written
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "/proc/a/b/out", "/sys/out", "/dev/null/out"])
+def test_read_only_place(refused_compress, model, out):
+    says = "is not a directory" if "null" in out else "cannot be written"
+    refused_compress(model, output=out, says=(out, says, "choose another place"))
+
+
+def test_read_only_directory(warm, model, elsewhere, small, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    for out in ("out", "a/b/out"):
+        command = ["compress", model, "-o", tmp_path / "locked" / out, "--layers", "1", *small]
+        ended = warm.start(command, cwd=elsewhere, first=MORTAL).end()
+        assert ended.code == 2
+        assert "Permission denied" in one_line(ended.err)
+        shutil.rmtree(elsewhere)
+        elsewhere.mkdir()
+    assert list((tmp_path / "locked").iterdir()) == []
+
+
+def test_unsearchable_directory(warm, model, elsewhere, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o000)
+    command = ["compress", model, "-o", tmp_path / "locked" / "out", "--layers", "1"]
+    ended = warm.start(command, cwd=elsewhere, first=MORTAL).end()
+    assert ended.code == 2
+    assert "Permission denied" in one_line(ended.err)
+
+
+def test_below_a_file(refused_compress, model):
+    refused_compress(model, output=model.parent / "model" / "config.json" / "x", says="")
+    (model.parent / "file").touch()
+    refused_compress(model, output=model.parent / "file" / "x", says="is not a directory")
+
+
+def test_below_a_loop_of_links(refused_compress, model, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    refused_compress(model, output=tmp_path / "loop" / "out", says="is not a directory")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 230, "é" * 120])
+def test_long_name(refused_compress, model, tmp_path, name):
+    refused_compress(model, output=tmp_path / name, says="longer than 200 bytes")
+
+
+def test_name_that_is_not_utf8(refused_compress, model, tmp_path):
+    refused_compress(model, output=tmp_path / os.fsdecode(b"out-\xff"), says="is not UTF-8")
+
+
+def test_current_directory(refused_compress, model, tmp_path, monkeypatch):
+    for out in (".", "", "../here", "no/.."):
+        refused_compress(model, output=out, says="exists already")
+    refused_compress(model, "--overwrite", output="..", says="holds files of the model")
+
+
+# --- a disk that is full
+
+
+@contextlib.contextmanager
+def largest_file(nbytes: int):
+    """Writing more fails as it does on a full disk: first short, then with an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def weights_size(cli, model, plan_file, tmp_path) -> int:
+    assert cli("apply", model, plan_file, "-o", tmp_path / "whole").code == 0
+    size = (tmp_path / "whole" / "model.safetensors").stat().st_size
+    shutil.rmtree(tmp_path / "whole")
+    return size
+
+
+@pytest.mark.parametrize("share", ["header", "middle", "last tensor"])
+def test_file_that_cannot_grow(refused, model, plan_file, weights_size, tmp_path, share):
+    limit = {"header": 100, "middle": weights_size // 2, "last tensor": weights_size - 10}[share]
+    says = ("new/out: cannot be written (File too large)", "free some space")
+    with largest_file(limit):
+        refused("apply", model, plan_file, "-q", "-o", tmp_path / "new" / "out", code=1, says=says)
+
+
+@pytest.mark.parametrize("limit", [200, 3000])
+@pytest.mark.parametrize("wanted", ["plan.json", "ids.safetensors"])
+def test_plan_that_cannot_grow(refused, model, small, tmp_path, limit, wanted):
+    options = ["--save-tokens", tmp_path / "c" / wanted] if "ids" in wanted else []
+    if options and limit == 3000:
+        pytest.skip("the tokens fit")
+    with largest_file(200 if options else limit // 3):
+        refused("plan", model, "-q", "-o", tmp_path / "a" / "b" / "plan.json", "--layers", 1,
+                *small, *options, code=1, says="cannot be written (File too large)")  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB; most need no such luxury, but this is the real thing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk(refused, cli, model, plan_file, small_disk):
+    (small_disk / "filler").write_bytes(bytes(130_000))
+    says = ("new/out: cannot be written (No space left on device)", "free some space")
+    refused("apply", model, plan_file, "-q", "-o", small_disk / "new" / "out", code=1, says=says)
+    (small_disk / "filler").unlink()
+    assert cli("apply", model, plan_file, "-q", "-o", small_disk / "new" / "out").code == 0
+
+
+def test_read_only_file_system(refused_compress, model, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused_compress(model, output=small_disk / "out", says="Read-only file system")
+
+
+@pytest.mark.parametrize("call", ["carry_over", "write_config", "check_written", "model_card"])
+@pytest.mark.parametrize("error", [
+    (OSError(errno.EIO, "Input/output error", "disk"), 1, "disk: Input/output error"),
+    (MemoryError(), 1, "out of memory"),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 1, "out of memory; use"),
+], ids=["disk", "memory", "cuda"])  # fmt: skip
+def test_failure_at_any_point(refused, model, plan_file, tmp_path, monkeypatch, call, error):
+    from prunecomp import pipeline
+
+    exception, code, says = error
+
+    def fail(*args, **kwargs):
+        raise exception
+
+    monkeypatch.setattr(pipeline, call, fail)
+    out = tmp_path / "new" / "deep" / "out"
+    refused("apply", model, plan_file, "-q", "-o", out, code=code, says=says)
+
+
+def test_failed_verification(refused, model, plan_file, tmp_path, monkeypatch):
+    from prunecomp import pipeline
+    from prunecomp.errors import VerificationError
+
+    def fail(*args):
+        raise VerificationError("the written weights do not fit")
+
+    monkeypatch.setattr(pipeline, "check_written", fail)
+    refused("apply", model, plan_file, "-q", "-o", tmp_path / "new" / "out", code=4,
+            says="do not fit")  # fmt: skip
+
+
+def test_a_bug_is_not_hidden(cli, model, plan_file, tmp_path, monkeypatch):
+    """Only what is expected becomes one line."""
+    from prunecomp import pipeline
+
+    monkeypatch.setattr(pipeline, "check_source", lambda *a: 1 / 0)
+    before = tree(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        cli("apply", model, plan_file, "-o", tmp_path / "out")
+    assert tree(tmp_path) == before
+    monkeypatch.undo()
+    with pytest.raises(UsageError):
+        cli("apply", model, plan_file, "-o", "/proc/out", "--debug")

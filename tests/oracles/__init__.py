@@ -1,0 +1,1 @@
+"""Slow, naive implementations of the issue's definitions; nothing here imports prunecomp."""
