@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 6])
     parser.add_argument("--output", type=Path, help="Markdown file to update")
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=9, help="random removals per depth")
