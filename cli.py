@@ -179,10 +179,6 @@ def _open(model: str):
     return Checkpoint(local_directory(model))
 
 
-def _name(model: str) -> str:
-    return model.encode(errors="replace").decode()  # of a path that is not UTF-8
-
-
 def _print(args: argparse.Namespace, document: dict[str, Any], lines: list[str]) -> None:
     print_result(json.dumps(document, indent=2) if args.json else "\n".join(lines))
 
@@ -248,7 +244,7 @@ def run_compress(args: argparse.Namespace, progress: Progress) -> int:
         _dry_run(args, checkpoint, pipeline.resolve_recipe(checkpoint, _request(args), progress))
         return 0
     plan, written = pipeline.compress(
-        checkpoint, _request(args), args.output, name=_name(args.model),
+        checkpoint, _request(args), args.output, name=args.model,
         overwrite=args.overwrite, progress=progress,
     )  # fmt: skip
     _print(
@@ -305,7 +301,7 @@ def run_plan(args: argparse.Namespace, progress: Progress) -> int:
             file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
             save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
         plan = pipeline.make_plan(
-            checkpoint, request, name=_name(args.model), progress=progress, resume=resume,
+            checkpoint, request, name=args.model, progress=progress, resume=resume,
             on_round=save,
         )  # fmt: skip
         _write_json(args.output, plan.to_json(), overwrite=replace)

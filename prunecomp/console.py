@@ -17,7 +17,7 @@ from typing import Any
 from prunecomp.errors import PruneCompError
 
 #: What other packages would say on stderr; who sets one of these hears it.
-_SILENCE = {
+SILENCE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -33,7 +33,7 @@ def silence_libraries(*, progress: bool) -> None:
     Args:
         progress: silence also the progress of downloads.
     """
-    for variable, value in _SILENCE.items():
+    for variable, value in SILENCE.items():
         os.environ.setdefault(variable, value)
     if progress:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -107,4 +107,5 @@ def explain(
         message = f"{where}{error.strerror or error}; check space and permissions"
     elif isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         message = "out of memory; use smaller --batch-size, --samples or --seq-len"
-    return (code, " ".join(message.splitlines())) if message else None
+    line = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
+    return (code, line) if message else None

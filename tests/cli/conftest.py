@@ -107,7 +107,7 @@ def refused_compress(refused, small, tmp_path):
     """The same of ``compress MODEL -o .../deep/out --layers 2``; later options win."""
 
     def check(model, *options, output=None, **expected) -> str:
-        output = output or tmp_path / "deep" / "out"
+        output = tmp_path / "deep" / "out" if output is None else output
         return refused(
             "compress", model, "-q", "-o", output, "--layers", 2, *small, *options, **expected
         )
@@ -153,6 +153,11 @@ def elsewhere(tmp_path) -> Path:
 @pytest.fixture
 def terminal_signals():
     """Signals reach handlers as if this test were run from a terminal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers[1:]:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunecomp.console import SILENCE
+
 REPOSITORY = Path(__file__).parents[2]
 DEPTH, VOCABULARY, CONTEXT = 6, 260, 64
 
@@ -116,9 +118,10 @@ class Warm:
     """A process that has imported what a command needs, and forks one for every command."""
 
     _SERVER = """
-import json, os, signal, sys
+import json, os, signal, sys, traceback
 import cli, prunecomp.pipeline, prunecomp.calibration.runner, prunecomp.calibration.view
-import datasets, transformers.models.llama.modeling_llama, transformers.integrations.sdpa_attention
+import datasets, torch, transformers.models.llama.modeling_llama, transformers.integrations.sdpa_attention
+torch.set_num_threads(1)  # faster for a model as small as this
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -130,8 +133,16 @@ for line in sys.stdin:
         os.chdir(job["cwd"])
         for number, target in enumerate(["/dev/null", job["out"], job["err"]]):
             os.dup2(os.open(target, os.O_RDWR | os.O_CREAT), number)
-        exec(job["first"])
-        sys.exit(cli.main(job["arguments"]))
+        code = 1
+        try:
+            exec(job["first"])
+            code = cli.main(job["arguments"])
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)  # taking down the interpreter would take seconds
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -139,7 +150,7 @@ for line in sys.stdin:
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", self._SERVER], cwd=REPOSITORY, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **SILENCE},
         )  # fmt: skip
 
     def start(self, arguments, *, cwd: Path, first: str = "", out=None, err=None) -> Running:

@@ -119,7 +119,7 @@ def test_depth_is_no_number_of_layers(refused_compress, edit_config, depth):
     refused_compress(edit_config(num_hidden_layers=depth), says="must be a positive integer")
 
 
-@pytest.mark.parametrize(("depth", "layer"), [(5, 5), (8, 6), (10**12, 6)])
+@pytest.mark.parametrize(("depth", "layer"), [(5, 5), (8, 6), (10**6, 6)])
 def test_depth_that_the_weights_do_not_have(refused_compress, edit_config, depth, layer):
     refused_compress(
         edit_config(num_hidden_layers=depth), says=(f"says {depth} layers", f"layer {layer}")

@@ -15,7 +15,7 @@ from prunecomp.families import FAMILIES, family_for, supported_types
 from prunecomp.fold import TensorEdit, choose_fold, compile_edits
 from tests.oracles import tiny_models
 from tests.oracles.surgery import by_hand
-from tests.prunecomp.test_plan import plans
+from tests.prunecomp.strategies import plans
 
 ROUNDS = [((3,), 1.2), ((5,), 1.15)]
 
