@@ -18,7 +18,7 @@ from prunecomp.checkpoint.output import output_directory
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.checkpoint.writer import write_weights
 from prunecomp.compensators import COMPENSATORS
-from prunecomp.errors import PlanError, UsageError
+from prunecomp.errors import NumericError, PlanError, UsageError
 from prunecomp.fold import choose_fold, compile_edits
 from prunecomp.hub import is_repository
 from prunecomp.metrics import METRICS
@@ -245,7 +245,7 @@ def make_plan(
             texts[f"evaluation ({_evaluation_name(request)})"] = Runner(
                 model, evaluation, progress=progress, batch_size=request.batch_size, cache_bytes=0
             )
-        return {text: math.exp(r.loss(description=text)) for text, r in texts.items()}
+        return {text: _perplexity(r.loss(description=text)) for text, r in texts.items()}
 
     base = perplexities()
     for done in range(1, len(plan.rounds) + 1):
@@ -267,6 +267,16 @@ def make_plan(
     return dataclasses.replace(
         plan, perplexity={text: {"base": base[text], "pruned": pruned[text]} for text in base}
     )
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError as error:
+        raise NumericError(
+            f"a loss of {loss:.6g} nats per token has a perplexity that is not finite; the weights "
+            "are damaged, or --dtype is too narrow for them"
+        ) from error
 
 
 def _evaluation_name(request: PlanRequest) -> str:
@@ -340,7 +350,7 @@ def apply_plan(
     edits = compile_edits(plan, checkpoint.family, checkpoint, tied=checkpoint.tied)
     specs = [checkpoint.index[edit.source] for edit in edits]
     nbytes, parameters = sum(s.nbytes for s in specs), sum(s.numel for s in specs)
-    with output_directory(output, overwrite=overwrite) as partial:
+    with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
         with progress.bar(nbytes, "writing", unit="B") as bar:
             files = write_weights(partial, checkpoint, edits, on_written=bar.update)
         files += carry_over(checkpoint.path, partial)

@@ -69,6 +69,23 @@ class CalibrationRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_MAX_DEPTH = 10_000  # no decoder is near it; a damaged number must not make us list that many
+_KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict}
+
+
+def _checked(record: Any) -> Any:
+    """`record`, a dataclass, whose fields hold what their annotations say.
+
+    Raises:
+        TypeError: one does not.
+    """
+    for item in dataclasses.fields(record):
+        value, kind = getattr(record, item.name), _KINDS[str(item.type).partition("[")[0]]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{item.name} is {value!r}")
+    return record
+
+
 @dataclass(frozen=True)
 class PruneRound:
     """One cut.
@@ -177,9 +194,9 @@ class PrunePlan:
             )
         try:
             plan = cls(
-                source=SourceModel(**document["source"]),
-                recipe=Recipe(**document["recipe"]),
-                calibration=CalibrationRecord(**document["calibration"]),
+                source=_checked(SourceModel(**document["source"])),
+                recipe=_checked(Recipe(**document["recipe"])),
+                calibration=_checked(CalibrationRecord(**document["calibration"])),
                 rounds=tuple(
                     PruneRound(
                         removed=tuple(operator.index(i) for i in r["removed"]),
@@ -199,11 +216,16 @@ class PrunePlan:
 
     def _check_fields(self, where: str) -> None:
         sound = {
-            "source.num_hidden_layers": isinstance(self.source.num_hidden_layers, int),
-            "source.sha256": isinstance(self.source.sha256, dict),
+            "source.num_hidden_layers": 0 < self.source.num_hidden_layers <= _MAX_DEPTH,
             "recipe.fold": self.recipe.fold in {"downstream", "upstream"},
             "perplexity": isinstance(self.perplexity, dict)
-            and all(isinstance(p, dict) and "base" in p for p in self.perplexity.values()),
+            and all(
+                isinstance(p, dict)
+                and "base" in p
+                and all(isinstance(value, float | int) for value in p.values())
+                for p in self.perplexity.values()
+            ),
+            "versions": isinstance(self.versions, dict),
         }
         for name, is_sound in sound.items():
             if not is_sound:
@@ -242,7 +264,7 @@ def read_plan(path: Path) -> PrunePlan:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(
             f"{path}: cannot read the plan ({error}); name a file from `plan`"
         ) from error

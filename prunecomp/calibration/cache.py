@@ -24,6 +24,10 @@ class ActivationCache:
         if boundary % self.stride == 0:
             self._held[boundary] = batches
 
+    def get(self, boundary: int) -> Sequence[torch.Tensor] | None:
+        """What is kept of `boundary`, if anything."""
+        return self._held.get(boundary)
+
     def nearest(self, boundary: int) -> tuple[int, Sequence[torch.Tensor]] | None:
         """The last kept boundary at or before `boundary`."""
         held = [b for b in self._held if b <= boundary]

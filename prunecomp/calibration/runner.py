@@ -192,11 +192,13 @@ class Runner:
         with self.progress.bar(steps, description, unit="batch") as bar:
             while boundary < last:
                 boundary += 1
-                previous, batches = batches, []
-                for hidden in previous:
+                previous, kept = batches, self.cache.get(boundary)
+                batches = [] if kept is None else kept
+                for hidden in previous if kept is None else ():
                     batches.append(self._forward(self.live[boundary - 1], hidden))
                     bar.update()
-                self._note(boundary, batches)
+                if kept is None:
+                    self._note(boundary, batches)
                 if boundary >= first:
                     yield boundary, batches
 

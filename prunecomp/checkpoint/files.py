@@ -22,13 +22,22 @@ CARRIED = (
 
 def carry_over(source: Path, target: Path) -> list[str]:
     """Copies what `CARRIED` names; returns the names, sorted. Links are resolved."""
-    names = sorted({path.name for pattern in CARRIED for path in source.glob(pattern)})
+    found = {path.name for pattern in CARRIED for path in source.glob(pattern)}
+    names = sorted(name for name in found if not name.endswith(".py"))
     for name in names:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name)
         else:
             shutil.copyfile(source / name, target / name)
+    _drop_auto_map(target / "tokenizer_config.json")
     return names
+
+
+def _drop_auto_map(path: Path) -> None:
+    """Removes the pointer to a tokenizer's Python code, which is not carried over."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if isinstance(config, dict) and config.pop("auto_map", None):
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a config with values of a wrong kind can raise anything in there
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedModelError(
             f"{checkpoint.path / CONFIG_FILE}: transformers rejects it ({first}); correct it"

@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot read it as JSON ({error}); restore the file"
         ) from error
@@ -77,7 +77,7 @@ def read_header(path: Path) -> list[TensorSpec]:
         raise CheckpointError(
             f"{path}: cannot read the weights ({error.strerror}); check the path and permissions"
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not an object")
@@ -119,7 +119,7 @@ def _files(directory: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         weight_map = document.get("weight_map") if isinstance(document, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: has no weight_map; restore the file")
-        for file in set(weight_map.values()):
+        for file in weight_map.values():
             if not isinstance(file, str) or Path(file).name != file:
                 raise CheckpointError(
                     f"{index}: names {file!r}, which is not a file of this directory; restore it"

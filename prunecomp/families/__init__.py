@@ -24,7 +24,7 @@ def family_for(config: dict, *, where: str) -> ModelFamily:
     """
     known = supported_types()
     model_type = config.get("model_type")
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         names = sorted(known)
         raise UnsupportedModelError(
             f"{where}: model type {model_type!r} is not supported"

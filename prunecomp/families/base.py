@@ -67,7 +67,7 @@ class ModelFamily:
         if not tensor.startswith(prefix):
             return None
         index, _, rest = tensor.removeprefix(prefix).partition(".")
-        return (int(index), rest) if index.isdigit() and rest else None
+        return (int(index), rest) if index.isascii() and index.isdigit() and rest else None
 
     def tensor_name(self, layer: int, relative: str) -> str:
         """The inverse of `layer_of`."""
@@ -76,25 +76,29 @@ class ModelFamily:
     def reason_against(self, config: Mapping[str, Any]) -> str | None:
         """Why this very checkpoint cannot be compressed; None where it can."""
         classes = config.get("architectures") or [self.architectures[0]]
-        if classes[0] not in self.architectures:
+        first = classes[0] if isinstance(classes, list) else None
+        if first not in self.architectures:
             return (
-                f"architecture {classes[0]} is not supported for model type {self.model_type!r}; "
+                f"architecture {first} is not supported for model type {self.model_type!r}; "
                 f"a causal language model ({', '.join(self.architectures)}) is needed"
             )
         depth = config.get(self.depth_key)
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
             return f"config.json has {self.depth_key} = {depth!r}; it must be a positive integer"
         if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method", "unknown")
+            quantization = config["quantization_config"]
+            named = quantization if isinstance(quantization, dict) else {}
+            method = named.get("quant_method", "unknown")
             return (
                 f"quantised checkpoints ({method}) are not supported; "
                 "compress the unquantised model, then quantise the result"
             )
         for key in self.layer_lists:
             values = config.get(key)
-            if values is not None and len(values) != depth:
+            if values is not None and (not isinstance(values, list) or len(values) != depth):
+                count = len(values) if isinstance(values, list) else "no list of"
                 return (
-                    f"config.json has {len(values)} entries in {key} for {depth} layers; "
+                    f"config.json has {count} entries in {key} for {depth} layers; "
                     "correct the config first"
                 )
         return None

@@ -120,7 +120,7 @@ class Warm:
     _SERVER = """
 import json, os, signal, sys, traceback
 import cli, prunecomp.pipeline, prunecomp.calibration.runner, prunecomp.calibration.view
-import datasets, torch, transformers.models.llama.modeling_llama, transformers.integrations.sdpa_attention
+import datasets, torch, transformers.models.llama.modeling_llama
 torch.set_num_threads(1)  # faster for a model as small as this
 for line in sys.stdin:
     job = json.loads(line)

@@ -155,11 +155,9 @@ def test_config_that_no_model_can_have(refused_compress, edit_config, changes):
 # --- tokenizer
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "3"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_damaged_tokenizer(refused_compress, model, file, content):
-    if (file, content) == ("tokenizer_config.json", "{}"):
-        pytest.skip("is a valid one")
     (model / file).write_text(content)
     refused_compress(model, says=("cannot load its tokenizer", "restore its files"))
 
