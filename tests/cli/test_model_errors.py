@@ -132,16 +132,21 @@ def test_layer_types_of_another_depth(refused_compress, edit_config, types):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "reason"),
     [
-        {"layer_types": ["bogus"] * DEPTH}, {"vocab_size": "x"}, {"num_attention_heads": 5},
-        {"num_attention_heads": 0}, {"max_position_embeddings": "x"}, {"rope_parameters": 3},
-        {"eos_token_id": "x"}, {"torch_dtype": "bogus"},
+        ({"layer_types": ["bogus"] * DEPTH}, "entries must be in"),
+        ({"vocab_size": "x"}, "expected int, got str"),
+        ({"num_attention_heads": 5}, "(32) is not a multiple of the number of attention heads (5)"),
+        ({"num_attention_heads": 0}, "by zero"),
+        ({"max_position_embeddings": "x"}, "expected int, got str"),
+        ({"rope_parameters": 3}, "rope_parameters"),
+        ({"eos_token_id": "x"}, "expected int, got str"),
+        ({"torch_dtype": "bogus"}, "bogus"),
     ],
     ids=str,
-)  # fmt: skip
-def test_config_that_transformers_rejects(refused_compress, edit_config, changes):
-    refused_compress(edit_config(**changes), says=("config.json: transformers rejects it",))
+)
+def test_config_that_transformers_rejects(refused_compress, edit_config, changes, reason):
+    refused_compress(edit_config(**changes), says=("config.json: transformers rejects it", reason))
 
 
 @pytest.mark.parametrize(
@@ -162,13 +167,17 @@ def test_damaged_tokenizer(refused_compress, model, file, content):
     refused_compress(model, says=("cannot load its tokenizer", "restore its files"))
 
 
-def test_no_tokenizer_is_no_hindrance_to_tokens(cli, refused_compress, model, tmp_path):
+@pytest.mark.parametrize("damage", [None, b"{", b"[]", b"\xff"])
+def test_no_tokenizer_is_no_hindrance_to_tokens(cli, refused_compress, model, tmp_path, damage):
     """The message offers a file of tokens instead; that works."""
     import torch
     from safetensors.torch import save_file
 
     (model / "tokenizer.json").unlink()
-    (model / "tokenizer_config.json").unlink()
+    if damage is None:
+        (model / "tokenizer_config.json").unlink()
+    else:
+        (model / "tokenizer_config.json").write_bytes(damage)
     refused_compress(model, says="give the tokens as a .safetensors file")
     save_file({"input_ids": torch.arange(64).view(2, 32)}, tmp_path / "tokens.safetensors")
     ended = cli("compress", model, "-q", "-o", tmp_path / "out", "--layers", "1",
