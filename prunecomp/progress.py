@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
@@ -25,6 +27,19 @@ class _Lines:
         self._stream.flush()
 
 
+@functools.cache
+def _bar_class() -> type:
+    """tqdm's bar, imported on first use, less its complaint when an interrupt hits its making."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __del__(self) -> None:
+            with contextlib.suppress(AttributeError):  # of a bar that was never finished
+                super().__del__()
+
+    return Bar
+
+
 class Progress:
     """Talks to stderr, or to nobody when `quiet` or when stderr is closed; stdout is for data."""
 
@@ -42,13 +57,11 @@ class Progress:
         Args:
             unit: what is counted; ``"B"`` shows bytes with SI prefixes.
         """
-        from tqdm import tqdm
-
         terminal = not self.quiet and sys.stderr.isatty()
         pace = {"mininterval": 0.2} if terminal else {
             "mininterval": _LINE_SECONDS, "maxinterval": _LINE_SECONDS, "delay": _LINE_SECONDS,
         }  # fmt: skip
-        return tqdm(
+        return _bar_class()(
             total=total, desc=description, unit=unit, unit_scale=unit == "B", leave=False,
             disable=self.quiet, file=sys.stderr if terminal else _Lines(sys.stderr), **pace,
         )  # fmt: skip
