@@ -26,7 +26,8 @@ def compress(model: Path, output: Path, layers: int, compensation: str) -> dict:
     command = [
         sys.executable, str(ROOT / "cli.py"), "compress", str(model), "--output", str(output),
         "--layers", str(layers), "--metric", "bi", "--strategy", "iterative",
-        "--compensation", compensation, "--overwrite", "--json",
+        "--compensation", compensation, "--samples", "16", "--seq-len", "512",
+        "--overwrite", "--json",
     ]  # fmt: skip
     print("$ python", *command[1:-1], file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
