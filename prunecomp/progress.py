@@ -29,7 +29,7 @@ class _Lines:
 
 @functools.cache
 def _bar_class() -> type:
-    """The bar of tqdm, imported on first use, less its complaint when an interrupt hits its making."""
+    """The bar of tqdm, less its complaint when an interrupt hits its making."""
     from tqdm import tqdm
 
     class Bar(tqdm):
