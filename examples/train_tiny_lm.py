@@ -44,7 +44,7 @@ SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n
 #: tokens: what one run sees unless --tokens says otherwise.
 ARCHITECTURES = {
     "llama": {
-        "tokens": 8_000_000,
+        "tokens": 12_000_000,
         "config": LlamaConfig,
         "model": LlamaForCausalLM,
         "fields": {
@@ -198,23 +198,23 @@ class Trainer:
         )  # fmt: skip
 
     def prepare(self, length: int):
-        """The compiled model for windows of `length` tokens.
+        """The loss function for windows of `length` tokens, compiled as a whole.
 
         The CPU's fused attention has a slow backward pass; for short windows the plain matrix
         products are faster.
         """
         eager = self.device.type == "cpu" and length < CONTEXT
         self.model.set_attn_implementation("eager" if eager else "sdpa")
-        return torch.compile(self.model) if self.args.compile else self.model
+        return torch.compile(loss_of, dynamic=False) if self.args.compile else loss_of
 
-    def step(self, step_model, length: int) -> torch.Tensor:
+    def step(self, loss_function, length: int) -> torch.Tensor:
         stream = self.streams["broad" if self.seen < BROAD_SHARE * self.tokens else "train"]
         source = batches(stream, self.args.batch_tokens // length, length, self.generator)
         rate = self.args.learning_rate * learning_rate(self.seen / self.tokens)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = loss_of(step_model, next(source), self.device)
+        loss = loss_function(self.model, next(source), self.device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -237,14 +237,14 @@ class Trainer:
         print(json.dumps(entry), file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        # Most tokens in short windows, which are cheaper; the last tenth in the full context, so
+        # Most tokens in short windows, which are cheaper; the last twentieth in the full context, so
         # that every position up to CONTEXT is trained.
         step, length = self.seen // self.args.batch_tokens, 0
         while self.seen < self.tokens:
-            wanted = 256 if self.seen < 0.9 * self.tokens else CONTEXT
+            wanted = 256 if self.seen < 0.95 * self.tokens else CONTEXT
             if length != wanted:
-                length, step_model = wanted, self.prepare(wanted)
-            loss = self.step(step_model, length)
+                length, loss_function = wanted, self.prepare(wanted)
+            loss = self.step(loss_function, length)
             step, done = step + 1, self.seen >= self.tokens
             if step % 50 == 0 or done:
                 self.report(loss, length, evaluate=done or step % 200 == 0)

@@ -9,10 +9,10 @@ Boundaries are counted over live layers: boundary p enters the p-th live layer.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import psutil
 import torch
 
 from prunecomp.calibration.cache import ActivationCache
@@ -29,10 +29,10 @@ LOGIT_ELEMENTS = 1 << 26
 
 
 def default_cache_bytes(device: torch.device) -> int:
-    """A third of the memory that is free where activations live."""
+    """A third of the memory that is available where activations live."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 3
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 3
+    return psutil.virtual_memory().available // 3
 
 
 class Runner:

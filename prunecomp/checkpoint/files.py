@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from prunecomp.checkpoint.reader import CONFIG_FILE, Checkpoint
@@ -35,7 +36,10 @@ def carry_over(source: Path, target: Path) -> list[str]:
 
 def _drop_auto_map(path: Path) -> None:
     """Removes the pointer to a tokenizer's Python code, which is not carried over."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return  # absent, or damaged: nothing reads a pointer from it, and weights need none
     if isinstance(config, dict) and config.pop("auto_map", None):
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -51,9 +55,10 @@ def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     except Exception as error:  # a config with values of a wrong kind can raise anything in there
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        # The reason stands on any of the message's lines; a report takes one.
+        reason = shorten(str(error) or repr(error), width=300, placeholder=" ...")
         raise UnsupportedModelError(
-            f"{checkpoint.path / CONFIG_FILE}: transformers rejects it ({first}); correct it"
+            f"{checkpoint.path / CONFIG_FILE}: transformers rejects it ({reason}); correct it"
         ) from error
     return config.to_dict()
 

@@ -156,10 +156,9 @@ class CheckpointIndex(Mapping[str, TensorSpec]):
         self.sharded = weight_map is not None
         self._specs: dict[str, TensorSpec] = {}
         for file in self.files:
-            for spec in read_header(file):
-                if weight_map is not None and weight_map.get(spec.name) != file.name:
-                    continue  # transformers, too, reads a tensor from where the index says
-                self._specs[spec.name] = spec
+            # transformers and vLLM take all that a named file holds, the last file's where two
+            # hold a tensor; the index only tells them which files to open.
+            self._specs.update((spec.name, spec) for spec in read_header(file))
         missing = sorted(set(weight_map or ()) - set(self._specs))
         if missing:
             raise CheckpointError(
