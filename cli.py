@@ -123,7 +123,8 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cli.py", epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="prunecomp" if Path(sys.argv[0]).stem == "prunecomp" else "cli.py",
+        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Removes decoder layers from a language model and repairs the damage offline.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

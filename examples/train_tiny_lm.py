@@ -237,8 +237,8 @@ class Trainer:
         print(json.dumps(entry), file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        # Most tokens in short windows, which are cheaper; the last twentieth in the full context, so
-        # that every position up to CONTEXT is trained.
+        # Most tokens in short windows, which are cheaper; the last twentieth in the full context,
+        # so that every position up to CONTEXT is trained.
         step, length = self.seen // self.args.batch_tokens, 0
         while self.seen < self.tokens:
             wanted = 256 if self.seen < 0.95 * self.tokens else CONTEXT

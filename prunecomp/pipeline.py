@@ -107,7 +107,8 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         raise UsageError("give either --layers N or --ratio R")
     if request.ratio is not None and not 0 < request.ratio < 1:
         raise UsageError(f"--ratio {request.ratio}: give a number between 0 and 1")
-    count = request.layers if request.layers is not None else round(request.ratio * depth)
+    # floor(x + 1/2): halves round up, where round() would take 2.5 to 2 but 3.5 to 4
+    count = request.layers if request.layers is not None else int(request.ratio * depth + 0.5)
     if request.ratio is not None and count < 1:
         raise UsageError(f"--ratio {request.ratio} of {depth} layers is less than one layer")
     strategy = request.strategy or "iterative"

@@ -163,8 +163,13 @@ class PrunePlan:
             )
         if rounds == len(self.rounds):
             return self
-        perplexity = {name: {"base": p["base"]} for name, p in self.perplexity.items()}
-        return dataclasses.replace(self, rounds=self.rounds[:rounds], perplexity=perplexity)
+        kept = self.rounds[:rounds]
+        return dataclasses.replace(
+            self,
+            recipe=dataclasses.replace(self.recipe, num_removed=sum(len(r.removed) for r in kept)),
+            rounds=kept,
+            perplexity={name: {"base": p["base"]} for name, p in self.perplexity.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         document = dataclasses.asdict(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -11,7 +10,9 @@ import cli
 from prunecomp import pipeline
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import PlanError, UsageError
+from prunecomp.pipeline import PlanRequest, resolve_recipe
 from prunecomp.plan import read_plan
+from prunecomp.progress import Progress
 from tests.oracles import tiny_models
 
 CASES = [
@@ -59,7 +60,7 @@ def test_prefix_is_the_plan_of_fewer_rounds(case, make_plan):
     assert (prefix.source, prefix.calibration, prefix.versions) == (
         short.source, short.calibration, short.versions,
     )  # fmt: skip
-    assert dataclasses.replace(prefix.recipe, num_removed=2) == short.recipe
+    assert prefix.recipe == short.recipe
     for text, values in prefix.perplexity.items():
         assert values == {"base": short.perplexity[text]["base"]}
     assert long.prefix(4) == long
@@ -211,3 +212,11 @@ def test_requests_that_cannot_be_carried_out(options, message, make_plan):
 
 def test_ratio(make_plan):
     assert len(make_plan("llama-bias", ratio=0.25, metric="mag").removed) == 2
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.1, 1), (0.22, 2), (0.3125, 3), (0.4, 3), (0.4375, 4)])
+def test_ratio_is_rounded_to_the_nearest_layer(tiny_directory, ratio, count):
+    """Of 8 layers; a half is rounded up: 0.3125 x 8 = 2.5, 0.4375 x 8 = 3.5."""
+    checkpoint = Checkpoint(tiny_directory("llama-bias"))
+    recipe = resolve_recipe(checkpoint, PlanRequest(ratio=ratio), Progress(quiet=True))
+    assert recipe.num_removed == count

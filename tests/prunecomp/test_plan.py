@@ -42,6 +42,7 @@ def test_prefix_is_the_first_rounds(plan, data):
     assert (short.source, short.calibration) == (plan.source, plan.calibration)
     assert set(short.removed) <= set(plan.removed)
     if count < len(plan.rounds):
+        assert short.recipe.num_removed == len(short.removed)
         assert all("pruned" not in values for values in short.perplexity.values())
     for wrong in (0, -1, len(plan.rounds) + 1):
         with pytest.raises(PlanError, match=f"--rounds {wrong}"):
