@@ -214,7 +214,9 @@ def test_ratio(make_plan):
     assert len(make_plan("llama-bias", ratio=0.25, metric="mag").removed) == 2
 
 
-@pytest.mark.parametrize(("ratio", "count"), [(0.1, 1), (0.22, 2), (0.3125, 3), (0.4, 3), (0.4375, 4)])
+@pytest.mark.parametrize(
+    ("ratio", "count"), [(0.1, 1), (0.22, 2), (0.3125, 3), (0.4, 3), (0.4375, 4)]
+)
 def test_ratio_is_rounded_to_the_nearest_layer(tiny_directory, ratio, count):
     """Of 8 layers; a half is rounded up: 0.3125 x 8 = 2.5, 0.4375 x 8 = 3.5."""
     checkpoint = Checkpoint(tiny_directory("llama-bias"))
