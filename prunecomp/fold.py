@@ -15,6 +15,10 @@ normed (a norm does not see a positive factor, but for its eps):
 
 A file that holds a tied head a second time has it scaled like the embedding.
 
+Where a sub-block ends in a norm, that norm is the writer; where it starts without one, its
+projections read a stream of another scale and are multiplied by the inverse. A norm that
+multiplies by 1 + w gets ``s (1 + w) - 1``.
+
 A cut behind which nothing writes any more needs no factor downstream: only the final norm reads
 the stream there.
 """
@@ -54,11 +58,15 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """Renames a tensor and multiplies it by `scale` (float64)."""
+    """Renames a tensor and multiplies it by `scale` (float64).
+
+    With `unit_offset` it is not the tensor w that is multiplied but 1 + w.
+    """
 
     source: str
     target: str
     scale: float = 1.0
+    unit_offset: bool = False
 
     @property
     def is_identity(self) -> bool:
@@ -72,7 +80,10 @@ class TensorEdit:
         """
         if self.is_identity:
             return tensor
-        scaled = (tensor.to(torch.float32) * self.scale).to(tensor.dtype)
+        value = tensor.to(torch.float32) * self.scale
+        if self.unit_offset:
+            value += self.scale - 1.0
+        scaled = value.to(tensor.dtype)
         if not torch.isfinite(scaled).all():
             raise NumericError(
                 f"{self.source}: times {self.scale:.6g} does not fit {tensor.dtype} (largest "
@@ -82,20 +93,30 @@ class TensorEdit:
         return scaled
 
 
-def choose_fold(fold: str, family: ModelFamily) -> str:
+def choose_fold(fold: str, family: ModelFamily, *, tied: bool) -> str:
     """Resolves ``auto`` to the family's preferred place, before anything is measured.
 
     Raises:
-        UsageError: the family cannot be folded there.
+        UsageError: the model cannot be folded there.
     """
+    # Upstream, a tied head is scaled with the embedding; only a final norm's weight can undo it.
+    scaled_head = tied and family.embedding in family.embeddings
+    possible = [
+        f for f in family.folds if f == "downstream" or family.final_norm or not scaled_head
+    ]
     if fold == "auto":
-        return family.folds[0]
-    if fold not in family.folds:
+        return possible[0]
+    if fold not in possible:
         raise UsageError(
-            f"--fold {fold}: not possible for {family.model_type} "
-            f"(choose from {', '.join(family.folds)}, auto)"
+            f"--fold {fold}: not possible for this {family.model_type} model "
+            f"(choose from {', '.join(possible)}, auto)"
         )
     return fold
+
+
+def layer_scale(family: ModelFamily, plan: PrunePlan, layer: int, relative: str) -> float:
+    """The factor of a layer's tensor in the published, upstream form."""
+    return plan.scale_before(layer) ** family.power(relative)
 
 
 def _scale(family: ModelFamily, plan: PrunePlan, name: str, *, tied: bool) -> float:
@@ -104,12 +125,14 @@ def _scale(family: ModelFamily, plan: PrunePlan, name: str, *, tied: bool) -> fl
     located = family.layer_of(name)
     if located is not None:
         layer, relative = located
-        if relative not in family.writers:
+        power = family.power(relative)
+        if not power:
             return 1.0
         before = plan.scale_before(layer)
-        return before if upstream else before / plan.total_scale
+        return (before if upstream else before / plan.total_scale) ** power
     if not upstream:
         return 1.0
+    tied = tied and family.embedding in family.embeddings
     if name in family.embeddings or (tied and name == family.head):
         return plan.total_scale
     if tied and name in family.final_norm:
@@ -131,12 +154,14 @@ def compile_edits(
     position = {layer: new for new, layer in enumerate(plan.kept)}
     edits = []
     for name in names:
-        target = name
+        target = relative = name
         located = family.layer_of(name)
         if located is not None:
             layer, relative = located
             if layer not in position:
                 continue
             target = family.tensor_name(position[layer], relative)
-        edits.append(TensorEdit(name, target, _scale(family, plan, name, tied=tied)))
+        scale = _scale(family, plan, name, tied=tied)
+        offset = scale != 1.0 and relative in family.unit_offset
+        edits.append(TensorEdit(name, target, scale, offset))
     return tuple(edits)

@@ -107,8 +107,10 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         raise UsageError("give either --layers N or --ratio R")
     if request.ratio is not None and not 0 < request.ratio < 1:
         raise UsageError(f"--ratio {request.ratio}: give a number between 0 and 1")
+    unit = checkpoint.family.removal_unit
     # floor(x + 1/2): halves round up, where round() would take 2.5 to 2 but 3.5 to 4
-    count = request.layers if request.layers is not None else int(request.ratio * depth + 0.5)
+    nearest = int((request.ratio or 0) * depth / unit + 0.5) * unit
+    count = nearest if request.layers is None else request.layers
     if request.ratio is not None and count < 1:
         raise UsageError(f"--ratio {request.ratio} of {depth} layers is less than one layer")
     strategy = request.strategy or "iterative"
@@ -126,14 +128,14 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         metric=request.metric,
         strategy=strategy,
         compensation=request.compensation,
-        fold=choose_fold(request.fold, checkpoint.family),
+        fold=choose_fold(request.fold, checkpoint.family, tied=checkpoint.tied),
         num_removed=count,
         protect_first=first if request.protect_first is None else request.protect_first,
         protect_last=last if request.protect_last is None else request.protect_last,
         dtype=str(resolve_dtype(request.dtype, dtypes)).removeprefix("torch."),
         device=str(resolve_device(request.device)),
     )
-    check_recipe(recipe, metric, depth)
+    check_recipe(recipe, checkpoint.family, depth)
     return recipe
 
 

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from prunecomp.calibration.runner import Runner
 from prunecomp.compensators.base import Compensator
 from prunecomp.errors import UsageError
+from prunecomp.families.base import ModelFamily
 from prunecomp.metrics.base import Metric
 from prunecomp.plan import PrunePlan, PruneRound, Recipe
 
 
-def check_recipe(recipe: Recipe, metric: Metric, num_hidden_layers: int) -> None:
+def check_recipe(recipe: Recipe, family: ModelFamily, num_hidden_layers: int) -> None:
     """Refuses, before anything runs, what cannot be done.
 
     Raises:
-        UsageError: too many layers are to go, or to be protected.
+        UsageError: too many layers are to go, or to be protected, or too odd a number.
     """
     if min(recipe.protect_first, recipe.protect_last) < 0:
         raise UsageError("--protect-first and --protect-last must not be negative")
@@ -25,6 +26,12 @@ def check_recipe(recipe: Recipe, metric: Metric, num_hidden_layers: int) -> None
         raise UsageError(
             f"cannot remove {recipe.num_removed} of {num_hidden_layers} layers: at least one must "
             "stay; give a smaller --layers or --ratio"
+        )
+    if recipe.num_removed % family.removal_unit:
+        raise UsageError(
+            f"cannot remove {recipe.num_removed} layers: of a {family.model_type} model, layers go "
+            f"in runs of {family.removal_unit} ({family.removal_reason}); give a multiple of "
+            f"{family.removal_unit}"
         )
     eligible = num_hidden_layers - recipe.protect_first - recipe.protect_last
     if recipe.num_removed > eligible:
@@ -63,14 +70,17 @@ def select(
         on_round: called with the plan so far after each round.
     """
     recipe = plan.recipe
-    width = recipe.num_removed if metric.block else 1
+    width = recipe.num_removed if metric.block else runner.model.checkpoint.family.removal_unit
     ranking = dict(plan.rounds[0].scores) if plan.rounds else {}
     while len(plan.removed) < recipe.num_removed:
         live = runner.live
         positions = _candidates(plan, live, width)
         if recipe.strategy == "iterative" or not plan.rounds:
-            values = metric.scores(runner, plan, positions)
+            values = metric.scores(runner, plan, positions, width)
             ranking = {live[p]: v for p, v in zip(positions, values, strict=True)}
+        else:
+            # A run that closes over a gap was not ranked.
+            positions = [p for p in positions if live[p + width - 1] - live[p] == width - 1]
         best = min(positions, key=lambda p: ranking[live[p]])
         factor = compensator.factor(runner, best, best + width)
         scores = {live[p]: ranking[live[p]] for p in positions}

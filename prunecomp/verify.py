@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import PruneCompError, VerificationError
 
@@ -33,6 +34,38 @@ def _layer_signature(module: torch.nn.Module) -> dict[str, Any]:
     return found
 
 
+def _check_tensors(
+    source: Checkpoint, written: Checkpoint, old: torch.nn.Module, new: torch.nn.Module
+) -> None:
+    """Every parameter of `new` gets a tensor of its shape, and no tensor is without a parameter."""
+    parameters = ParameterMap(new, written)
+    expected = {name: tuple(p.shape) for name, p in new.state_dict().items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for group in parameters:
+        with torch.device("meta"):
+            tensors = {name: torch.empty(written.index[name].shape) for name in group.sources}
+        try:
+            made = parameters.convert(group, tensors)
+        except (RuntimeError, ValueError) as error:
+            raise VerificationError(
+                f"the written weights do not fit the written config: {group.sources[0]} and its "
+                f"like do not make {group.target} ({error})"
+            ) from error
+        found.update((name, tuple(value.shape)) for name, value in made.items())
+    # transformers ignores what has no parameter; of the source, that is known
+    known = set(ParameterMap(old, source).unused)
+    found.update((n, tuple(written.index[n].shape)) for n in parameters.unused if n not in known)
+    tied = getattr(new, "all_tied_weights_keys", {}) if source.tied else {}
+    for name in sorted(expected.keys() | found.keys()):
+        if name in tied and name not in found:
+            continue  # a file may or may not repeat a tied head
+        if expected.get(name) != found.get(name):
+            raise VerificationError(
+                f"the written weights do not fit the written config: {name} is "
+                f"{found.get(name, 'absent')}, {expected.get(name, 'nothing')} is expected"
+            )
+
+
 def check_written(source: Checkpoint, written: Path, kept: tuple[int, ...]) -> list[str]:
     """Confirms that stock transformers will read `written` as `source` with the layers `kept`.
 
@@ -48,20 +81,9 @@ def check_written(source: Checkpoint, written: Path, kept: tuple[int, ...]) -> l
     except (PruneCompError, ValueError, OSError, TypeError) as error:
         raise VerificationError(f"the written directory does not load: {error}") from error
 
-    shapes = {name: tuple(spec.shape) for name, spec in result.index.items()}
-    expected = {name: tuple(p.shape) for name, p in new.named_parameters()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if name == source.family.head and source.tied:
-            continue  # a file may or may not repeat a tied head
-        if name not in expected and name in source.index:
-            continue  # transformers ignores it in the source, too
-        if expected.get(name) != shapes.get(name):
-            raise VerificationError(
-                f"the written weights do not fit the written config: {name} is "
-                f"{shapes.get(name, 'absent')}, {expected.get(name, 'nothing')} is expected"
-            )
-    old_layers = old.get_submodule(source.family.layers)
-    new_layers = new.get_submodule(source.family.layers)
+    _check_tensors(source, result, old, new)
+    old_layers = old.get_submodule(source.layers_path)
+    new_layers = new.get_submodule(source.layers_path)
     for position, original in enumerate(kept):
         before = _layer_signature(old_layers[original])
         after = _layer_signature(new_layers[position])

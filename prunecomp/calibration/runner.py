@@ -93,11 +93,11 @@ class Runner:
             raise NumericError("the hidden states are not finite; use --dtype bfloat16 or float32")
         return value
 
-    def loss(self, *, without: int | None = None, description: str = "loss") -> float:
-        """Mean next-token cross entropy in nats, with the `without`-th live layer skipped."""
-        start = len(self.live) if without is None else without
-        ((_, batches),) = self._sweep(start, start, description)
-        for layer in self.live[start + 1 :]:
+    def loss(self, *, without: range | None = None, description: str = "loss") -> float:
+        """Mean next-token cross entropy in nats, with these live layers (by position) skipped."""
+        skipped = range(len(self.live), len(self.live)) if without is None else without
+        ((_, batches),) = self._sweep(skipped.start, skipped.start, description)
+        for layer in self.live[skipped.stop :]:
             batches = [self._forward(layer, h) for h in batches]
         total, count = 0.0, 0
         for hidden, ids in zip(batches, self._ids, strict=True):

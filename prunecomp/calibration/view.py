@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
 from prunecomp.fold import Edit, compile_edits
@@ -24,9 +25,10 @@ from prunecomp.plan import PrunePlan
 class _Recorder(nn.Module):
     """Stands for a layer: keeps the arguments of the call and passes the stream on."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, *, as_tuple: bool) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple, so that it is not registered as a child
+        self._as_tuple = as_tuple
         self.hidden: torch.Tensor | None = None
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
@@ -38,15 +40,15 @@ class _Recorder(nn.Module):
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.hidden, self.call = hidden, (args, kwargs)
-        return hidden
+        return (hidden,) if self._as_tuple else hidden
 
 
 class _Injector(nn.Module):
     """Stands for all layers: answers with a given stream."""
 
-    def __init__(self, hidden: torch.Tensor, layer: nn.Module) -> None:
+    def __init__(self, hidden: torch.Tensor, layer: nn.Module, *, as_tuple: bool) -> None:
         super().__init__()
-        self._hidden, self._layer = (hidden,), (layer,)
+        self._hidden, self._layer, self._as_tuple = (hidden,), (layer,), as_tuple
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -54,8 +56,8 @@ class _Injector(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_layer"][0], name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self._hidden[0]
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor]:
+        return self._hidden if self._as_tuple else self._hidden[0]
 
 
 class PlannedModel:
@@ -76,10 +78,24 @@ class PlannedModel:
         self.device = device
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
         self._edits: dict[str, Edit] = {}
-        path, _, self._list_name = checkpoint.family.layers.rpartition(".")
+        self._parameters = ParameterMap(self.model, checkpoint)
+        path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
         self._layers = tuple(getattr(self._parent, self._list_name))
+        self._as_tuple = self._returns_tuple()
         self._calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+
+    @torch.no_grad()
+    def _returns_tuple(self) -> bool:
+        """Whether layers answer with a tuple, as some older architectures still do."""
+        found: list[bool] = []
+        hook = self._layers[0].register_forward_hook(
+            lambda module, args, output: found.append(isinstance(output, tuple))
+        )
+        with hook:
+            token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            self.model.base_model(input_ids=token, use_cache=False)
+        return found[0]
 
     def layer(self, original: int) -> nn.Module:
         """The module of the layer with this original index."""
@@ -99,9 +115,9 @@ class PlannedModel:
 
         Also learns with which arguments the model calls each layer for this shape.
         """
-        recorders = [_Recorder(layer) for layer in self._layers]
+        recorders = [_Recorder(layer, as_tuple=self._as_tuple) for layer in self._layers]
         with self._layers_as(recorders):
-            self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+            self.model.base_model(input_ids=input_ids, use_cache=False)
         self._calls[tuple(input_ids.shape)] = [recorder.call for recorder in recorders]
         hidden = recorders[0].hidden
         assert hidden is not None
@@ -111,11 +127,12 @@ class PlannedModel:
         """Output [n, t, d] of one layer; `embed` must have seen the shape [n, t] before."""
         args, kwargs = self._calls[tuple(hidden.shape[:2])][original]
         out = self._layers[original](hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out  # a tuple in older transformers
+        return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, t, vocabulary] of the stream that leaves the last layer."""
-        with self._layers_as([_Injector(hidden, self._layers[0])]):
+        injector = _Injector(hidden, self._layers[0], as_tuple=self._as_tuple)
+        with self._layers_as([injector]):
             return self.model(input_ids=input_ids, use_cache=False).logits
 
     def apply(self, plan: PrunePlan) -> None:
@@ -125,14 +142,25 @@ class PlannedModel:
         converted, so it has the value that will be written.
         """
         family, checkpoint = self.checkpoint.family, self.checkpoint
-        for edit in compile_edits(plan, family, checkpoint, tied=checkpoint.tied):
+        edits = compile_edits(plan, family, checkpoint, tied=checkpoint.tied)
+        stale = []
+        for edit in edits:
             before = self._edits.get(edit.source)
             if edit.is_identity if before is None else edit == before:
                 continue
-            parameter = self.model.get_parameter(edit.source)
-            parameter.data.copy_(edit.apply(checkpoint[edit.source]))
             self._edits[edit.source] = edit
+            stale.append(edit.source)
+        for group in self._parameters.groups_of(stale):
+            made = self._parameters.convert(group, {n: self._edited(n) for n in group.sources})
+            for name, value in made.items():
+                self.model.get_parameter(name).data.copy_(value)
         self.live = plan.kept
+
+    def _edited(self, name: str) -> torch.Tensor:
+        """A tensor of the files as the plan wants it."""
+        tensor = self.checkpoint[name]
+        edit = self._edits.get(name)
+        return tensor if edit is None else edit.apply(tensor)
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

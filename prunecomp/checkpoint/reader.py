@@ -25,7 +25,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Attributes:
         path: the directory.
         config: config.json as it stands.
-        family: the architecture's description.
+        family: the architecture's description, with the names that the files use.
+        layers_path: of the list of layers in transformers' module tree.
         index: specs of all tensors, without their data.
     """
 
@@ -47,8 +48,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.config: dict[str, Any] = read_json(path / CONFIG_FILE)
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
-        self.family = family_for(self.config, where=str(path))
+        family = family_for(self.config, where=str(path))
+        self.layers_path = family.layers
         self.index = CheckpointIndex(path)
+        self.family = family.in_files(self.index)
         self._sha256: dict[str, str] | None = None
         self._check_depth()
 
@@ -59,6 +62,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             if located is not None:
                 per_layer[located[0]] = per_layer.get(located[0], 0) + 1
         expected = set(range(self.num_hidden_layers))
+        extra = self.family.extra_layers(self.config)
+        per_layer = {i: n for i, n in per_layer.items() if i not in extra}
         if set(per_layer) != expected:
             odd = sorted(expected.symmetric_difference(per_layer))
             raise CheckpointError(

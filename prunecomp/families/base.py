@@ -10,56 +10,112 @@ transformers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from prunecomp.families._rules import DepthRule, PerLayer
+
+ATTENTION_AND_MLP = (
+    "self_attn.o_proj.weight",
+    "self_attn.o_proj.bias",
+    "mlp.down_proj.weight",
+    "mlp.down_proj.bias",
+)
+#: The projections of a layer that reads the stream without a norm in front of them.
+UNNORMED_READERS = (
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+)
+LAYER_TYPES = PerLayer("layer_types")
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """One architecture.
+    """One architecture. Relative names are those inside a layer; ``*`` stands for any expert.
 
     Attributes:
         model_type: ``model_type`` in config.json.
         architectures: the stock causal-LM classes; a checkpoint of another class is refused.
         layers: path of the list of decoder layers, in the files and in the module tree.
+        base_prefix: leads the names of all tensors but the head's. Some published files, saved
+            from the model without its head, lack it; see `in_files`.
         embeddings: tensors that start the residual stream.
-        writers: per layer, relative names of the tensors whose output is added to the stream.
-            All that exist are scaled; biases are absent from most checkpoints.
-        final_norm: tensors of the norm before the head.
+        embedding: the tensor that a tied head shares.
+        writers: per layer, relative names of the tensors whose output is added to the stream:
+            output projections with their biases, or the norms behind them where the sub-block
+            ends in one. All that exist are scaled.
+        readers: per layer, relative names of the projections that read the stream without a
+            norm; they are scaled by the inverse.
+        unit_offset: norms, in a layer or the final one, that multiply by ``1 + w``.
+        final_norm: tensors of the norm before the head; empty where it has none.
         head: the output projection; absent from the files when it is tied.
         depth_key: config key that holds the number of layers.
-        layer_lists: config keys that hold one entry per layer.
-        layer_thresholds: config keys that count the first layers up to an index.
+        rules: for all other config fields that speak of depth.
         folds: where a factor can be folded exactly (see `prunecomp.fold`), preferred first.
         tied_by_default: what a config without ``tie_word_embeddings`` means.
+        removal_unit: layers go in runs of this length.
+        removal_reason: why, in one line, where that is not one.
+        released: names under which users know the models.
+        tiny: config fields of tiny models on which the family is tested, one per variant.
     """
 
     model_type: str
     architectures: tuple[str, ...]
     layers: str = "model.layers"
+    base_prefix: str = "model."
     embeddings: tuple[str, ...] = ("model.embed_tokens.weight",)
-    writers: tuple[str, ...] = (
-        "self_attn.o_proj.weight",
-        "self_attn.o_proj.bias",
-        "mlp.down_proj.weight",
-        "mlp.down_proj.bias",
-    )
+    embedding: str = "model.embed_tokens.weight"
+    writers: tuple[str, ...] = ATTENTION_AND_MLP
+    readers: tuple[str, ...] = ()
+    unit_offset: tuple[str, ...] = ()
     final_norm: tuple[str, ...] = ("model.norm.weight",)
     head: str = "lm_head.weight"
     depth_key: str = "num_hidden_layers"
-    layer_lists: tuple[str, ...] = ("layer_types",)
-    layer_thresholds: tuple[str, ...] = ()
+    rules: tuple[DepthRule, ...] = (LAYER_TYPES,)
     folds: tuple[str, ...] = ("downstream", "upstream")
     tied_by_default: bool = False
+    removal_unit: int = 1
+    removal_reason: str = ""
+    released: str = ""
+    tiny: tuple[Mapping[str, Any], ...] = field(default=({},), hash=False)
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of decoder layers."""
-        return int(config[self.depth_key])
+        return int(config[self._depth_keys(config)[0]])
+
+    def _depth_keys(self, config: Mapping[str, Any]) -> list[str]:
+        """The keys that hold the depth; transformers also takes the common name for an own one."""
+        return [k for k in (self.depth_key, "num_hidden_layers") if k in config] or [self.depth_key]
+
+    def extra_layers(self, config: Mapping[str, Any]) -> range:
+        """Numbers of the layers behind the last one, which only predict ahead."""
+        count = sum(rule.extra_layers(config) for rule in self.rules)
+        return range(self.depth(config), self.depth(config) + count)
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head shares the embedding's weight."""
         return bool(config.get("tie_word_embeddings", self.tied_by_default))
+
+    def in_files(self, names: Mapping[str, Any]) -> ModelFamily:
+        """The family with the names that these files use: with `base_prefix`, or without."""
+        if any(name.startswith(self.layers + ".") for name in names):
+            return self
+        bare = self.layers.removeprefix(self.base_prefix)
+        if not any(name.startswith(bare + ".") for name in names):
+            return self
+
+        def cut(found: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name.removeprefix(self.base_prefix) for name in found)
+
+        return replace(
+            self, layers=bare, embeddings=cut(self.embeddings), final_norm=cut(self.final_norm),
+            embedding=cut((self.embedding,))[0], unit_offset=cut(self.unit_offset),
+        )  # fmt: skip
 
     def layer_of(self, tensor: str) -> tuple[int, str] | None:
         """``(layer, relative name)`` of a layer's tensor; None for all other tensors."""
@@ -73,6 +129,11 @@ class ModelFamily:
         """The inverse of `layer_of`."""
         return f"{self.layers}.{layer}.{relative}"
 
+    def power(self, relative: str) -> int:
+        """With which power of the stream's scale a layer's tensor goes: 1, -1 or 0."""
+        name = re.sub(r"\.\d+\.", ".*.", relative)
+        return (name in self.writers) - (name in self.readers)
+
     def reason_against(self, config: Mapping[str, Any]) -> str | None:
         """Why this very checkpoint cannot be compressed; None where it can."""
         classes = config.get("architectures") or [self.architectures[0]]
@@ -82,9 +143,10 @@ class ModelFamily:
                 f"architecture {first} is not supported for model type {self.model_type!r}; "
                 f"a causal language model ({', '.join(self.architectures)}) is needed"
             )
-        depth = config.get(self.depth_key)
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            return f"config.json has {self.depth_key} = {depth!r}; it must be a positive integer"
+        for key in self._depth_keys(config):
+            depth = config.get(key)
+            if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+                return f"config.json has {key} = {depth!r}; it must be a positive integer"
         if config.get("quantization_config"):
             quantization = config["quantization_config"]
             named = quantization if isinstance(quantization, dict) else {}
@@ -93,15 +155,8 @@ class ModelFamily:
                 f"quantised checkpoints ({method}) are not supported; "
                 "compress the unquantised model, then quantise the result"
             )
-        for key in self.layer_lists:
-            values = config.get(key)
-            if values is not None and (not isinstance(values, list) or len(values) != depth):
-                count = len(values) if isinstance(values, list) else "no list of"
-                return (
-                    f"config.json has {count} entries in {key} for {depth} layers; "
-                    "correct the config first"
-                )
-        return None
+        reasons = (rule.reason_against(config, self.depth(config)) for rule in self.rules)
+        return next((reason for reason in reasons if reason), None)
 
     def rewrite_config(
         self, config: Mapping[str, Any], resolved: Mapping[str, Any], kept: tuple[int, ...]
@@ -111,20 +166,12 @@ class ModelFamily:
         Args:
             config: the parsed config.json. Its unknown keys and their order are kept: other
                 readers may need keys that transformers' class does not declare.
-            resolved: the same config as transformers resolves it, defaults filled in. A
-                per-layer list that a config leaves out is generated from a pattern on loading,
-                which would be wrong once layers are gone; so lists are written out.
+            resolved: the same config as transformers resolves it, defaults filled in.
             kept: original indices, ascending.
         """
         new = dict(config)
-        new[self.depth_key] = len(kept)
-        for key in self.layer_lists:
-            values = config.get(key)
-            if values is None:
-                values = resolved.get(key)
-            if values is not None:
-                new[key] = [values[i] for i in kept]
-        for key in self.layer_thresholds:
-            if config.get(key) is not None:
-                new[key] = sum(i < config[key] for i in kept)
+        for key in self._depth_keys(config):
+            new[key] = len(kept)
+        for rule in self.rules:
+            rule.rewrite(new, config, resolved, kept)
         return new

@@ -2,4 +2,9 @@
 
 from prunecomp.families.base import ModelFamily
 
-FAMILY = ModelFamily(model_type="mistral", architectures=("MistralForCausalLM",))
+FAMILY = ModelFamily(
+    model_type="mistral",
+    architectures=("MistralForCausalLM",),
+    released="Mistral 7B, Nemo, Small (text)",
+    tiny=({"sliding_window": 6},),
+)

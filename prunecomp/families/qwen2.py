@@ -5,10 +5,24 @@ where transformers starts the sliding window when ``layer_types`` is absent; it 
 with the layers that stay, because vLLM compares it with the depth.
 """
 
-from prunecomp.families.base import ModelFamily
+from prunecomp.families._rules import FirstLayers
+from prunecomp.families.base import LAYER_TYPES, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="qwen2",
     architectures=("Qwen2ForCausalLM",),
-    layer_thresholds=("max_window_layers",),
+    released="Qwen2, Qwen2.5, QwQ",
+    tiny=(
+        {},
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 3,
+        },
+    ),
+    rules=(
+        LAYER_TYPES,
+        FirstLayers("max_window_layers"),
+    ),
 )

@@ -1,9 +1,12 @@
 """Qwen3 dense; the norms on queries and keys act before the softmax, not on the stream."""
 
-from prunecomp.families.base import ModelFamily
+from dataclasses import replace
 
-FAMILY = ModelFamily(
+from prunecomp.families import qwen2
+
+FAMILY = replace(
+    qwen2.FAMILY,
     model_type="qwen3",
     architectures=("Qwen3ForCausalLM",),
-    layer_thresholds=("max_window_layers",),
+    released="Qwen3 0.6B to 32B",
 )

@@ -28,12 +28,16 @@ class Metric(Protocol):
     protect: tuple[int, int]
     block: bool
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
         """One score per candidate; lower goes first.
 
         Args:
             runner: over the model as it now is.
-            plan: of the rounds so far; `plan.recipe.num_removed` is the length of a block.
-            positions: index among the live layers of each candidate's (first) layer.
+            plan: of the rounds so far.
+            positions: index among the live layers of each candidate's first layer.
+            width: live layers in each candidate; 1 but for blocks, and for families whose layers
+                go in runs.
         """
         ...

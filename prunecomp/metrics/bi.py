@@ -19,8 +19,10 @@ class BlockInfluence:
     protect = (0, 0)
     block = False
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
-        cosines = runner.cosines(1)
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
+        cosines = runner.cosines(width)
         return [1.0 - cosines[p] for p in positions]
 
 

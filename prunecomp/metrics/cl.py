@@ -20,8 +20,10 @@ class ContiguousBlock:
     block = True
     axis = "channels"
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
-        cosines = runner.cosines(plan.recipe.num_removed, axis=self.axis)
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
+        cosines = runner.cosines(width, axis=self.axis)
         return [1.0 - cosines[p] for p in positions]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from prunecomp.calibration.runner import Runner
+from prunecomp.fold import layer_scale
 from prunecomp.plan import PrunePlan
 
 
@@ -23,18 +24,19 @@ class Magnitude:
     protect = (4, 2)
     block = False
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
         checkpoint = runner.model.checkpoint
         totals = dict.fromkeys(runner.live, 0.0)
         for name in checkpoint:
             located = checkpoint.family.layer_of(name)
-            if located is None or located[0] not in totals or not name.endswith("weight"):
+            if located is None or located[0] not in totals or name.endswith("bias"):
                 continue
-            layer, relative = located
-            scale = plan.scale_before(layer) if relative in checkpoint.family.writers else 1.0
+            scale = layer_scale(checkpoint.family, plan, *located)
             total = checkpoint[name].abs().sum(dtype=torch.float64)
-            totals[layer] += scale * float(total)
-        return [totals[runner.live[p]] for p in positions]
+            totals[located[0]] += scale * float(total)
+        return [sum(totals[i] for i in runner.live[p : p + width]) for p in positions]
 
 
 METRIC = Magnitude()

@@ -20,9 +20,11 @@ class Perplexity:
     protect = (0, 0)
     block = False
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
         tracked = runner.progress.track(positions, "candidates", total=len(positions), unit="layer")
-        return [runner.loss(without=p, description="forward") for p in tracked]
+        return [runner.loss(without=range(p, p + width), description="forward") for p in tracked]
 
 
 METRIC = Perplexity()

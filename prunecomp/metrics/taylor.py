@@ -23,15 +23,17 @@ class Taylor:
     protect = (4, 2)
     block = False
 
-    def scores(self, runner: Runner, plan: PrunePlan, positions: Sequence[int]) -> list[float]:
+    def scores(
+        self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
+    ) -> list[float]:
         totals: dict[int, float] = {}
         for layer, weights in runner.weight_gradients():
             totals[layer] = sum(
                 float((weight.float() * gradient).abs().sum(dtype=torch.float64))
                 for name, (weight, gradient) in weights.items()
-                if name.endswith("weight")
+                if not name.endswith("bias")
             )
-        return [totals[runner.live[p]] for p in positions]
+        return [sum(totals[i] for i in runner.live[p : p + width]) for p in positions]
 
 
 METRIC = Taylor()

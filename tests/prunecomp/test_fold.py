@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from prunecomp.errors import NumericError, UsageError
-from prunecomp.families import FAMILIES, family_for, supported_types
+from prunecomp.families import family_for, supported_types
 from prunecomp.fold import TensorEdit, choose_fold, compile_edits
 from tests.oracles import tiny_models
 from tests.oracles.surgery import by_hand
@@ -84,13 +84,15 @@ _WRITERS = {
 _GLOBAL = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "extra.weight")
 
 
-@given(plan=plans(), family=st.sampled_from(FAMILIES.names()), tied=st.booleans())
+@given(
+    plan=plans(), family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]), tied=st.booleans()
+)
 def test_edits_of_random_plans(plan, family, tied):
     """Kept and removed are all; each tensor once; scale is the product of the cuts behind it."""
     depth, kept = plan.source.num_hidden_layers, plan.kept
     assert sorted((*kept, *plan.removed)) == list(range(depth))
     names = [f"model.layers.{i}.{r}" for i in range(depth) for r in _RELATIVE] + list(_GLOBAL)
-    edits = compile_edits(plan, FAMILIES.get(family), names, tied=tied)
+    edits = compile_edits(plan, supported_types()[family], names, tied=tied)
     wanted = {f"model.layers.{i}.{r}" for i in range(len(kept)) for r in _RELATIVE}
     assert sorted(edit.target for edit in edits) == sorted(wanted | set(_GLOBAL))
 
@@ -132,16 +134,73 @@ def test_edit_leaves_its_argument_alone():
 
 def test_choose_fold():
     family = supported_types()["llama"]
-    assert [choose_fold(f, family) for f in ("auto", "downstream", "upstream")] == [
-        "downstream", "downstream", "upstream",
-    ]  # fmt: skip
+    for tied in (True, False):
+        assert [choose_fold(f, family, tied=tied) for f in ("auto", "downstream", "upstream")] == [
+            "downstream", "downstream", "upstream",
+        ]  # fmt: skip
     with pytest.raises(UsageError, match="--fold sideways"):
-        choose_fold("sideways", family)
+        choose_fold("sideways", family, tied=False)
+
+
+def test_a_tied_head_behind_a_norm_without_weights_cannot_be_folded_upstream():
+    family = supported_types()["olmo"]
+    assert choose_fold("upstream", family, tied=False) == "upstream"
+    assert choose_fold("auto", family, tied=True) == "downstream"
+    with pytest.raises(UsageError, match="--fold upstream"):
+        choose_fold("upstream", family, tied=True)
+
+
+def test_unit_offset():
+    """A norm that multiplies by 1 + w: s (1 + w) - 1."""
+    edit = TensorEdit("n", "n", 1.5, unit_offset=True)
+    assert edit.apply(torch.tensor([0.0, 1.0, -0.5])).tolist() == [0.5, 2.0, -0.25]
+
+
+#: What the project promises by name.
+PROMISED = [
+    "llama",
+    "mistral",
+    "ministral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+    "cohere",
+    "cohere2",
+    "glm4",
+    "exaone4",
+    "nemotron",
+    "seed_oss",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+    "gpt2",
+    "opt",
+    "gpt_neox",
+    "phi",
+    "falcon",
+    "bloom",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "granitemoe",
+    "glm4_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "gpt_oss",
+]
 
 
 def test_supported_types():
-    assert sorted(supported_types()) == ["llama", "mistral", "qwen2", "qwen3"]
-    with pytest.raises(
-        UsageError, match=r"'qwen4'.*did you mean 'qwen.'.*llama, mistral, qwen2, qwen3"
-    ):
+    assert set(PROMISED) <= set(supported_types())
+    with pytest.raises(UsageError, match=r"'qwen4'.*did you mean 'qwen.'.*llama, ministral"):
         family_for({"model_type": "qwen4"}, where="here")

@@ -1,0 +1,18 @@
+"""EXAONE 4: norms as in OLMo 2; ``layer_types`` also says which layers rotate."""
+
+from prunecomp.families.base import UNNORMED_READERS, ModelFamily
+
+FAMILY = ModelFamily(
+    model_type="exaone4",
+    architectures=("Exaone4ForCausalLM",),
+    writers=(
+        "post_attention_layernorm.weight",
+        "post_feedforward_layernorm.weight",
+    ),
+    readers=UNNORMED_READERS,
+    released="EXAONE 4",
+    tiny=(
+        {"sliding_window": 6, "sliding_window_pattern": 3},
+        {"tie_word_embeddings": True, "layer_types": ["full_attention"] * 6},
+    ),
+)

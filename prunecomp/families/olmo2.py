@@ -1,0 +1,15 @@
+"""OLMo 2: sub-blocks read the stream as it is, and end in a norm."""
+
+from prunecomp.families.base import UNNORMED_READERS, ModelFamily
+
+FAMILY = ModelFamily(
+    model_type="olmo2",
+    architectures=("Olmo2ForCausalLM",),
+    writers=(
+        "post_attention_layernorm.weight",
+        "post_feedforward_layernorm.weight",
+    ),
+    readers=UNNORMED_READERS,
+    released="OLMo 2",
+    tiny=({},),
+)
