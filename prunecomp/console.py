@@ -86,12 +86,12 @@ def interruptible(seconds: float = 5.0) -> Iterator[None]:
 
 
 def explain(
-    error: BaseException, *, output: Path, resume: Path | None = None
+    error: BaseException, *, output: Path | None = None, resume: Path | None = None
 ) -> tuple[int, str] | None:
     """Exit code and message, one line, of what can be expected to go wrong; None for a bug.
 
     Args:
-        output: what was to be written.
+        output: what was to be written, if anything.
         resume: where finished rounds were kept.
     """
     code, message = 1, ""
@@ -101,7 +101,7 @@ def explain(
         kept = f"finished rounds are in {resume}" if resume and resume.exists() else ""
         code, message = 130, f"interrupted; {kept or 'nothing is left behind'}"
     elif isinstance(error, OSError) and error.errno in _NO_SPACE:
-        message = f"{output}: cannot be written ({error.strerror}); free some space"
+        message = f"{output or 'a file'}: cannot be written ({error.strerror}); free some space"
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}; check space and permissions"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prunecomp.commands import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("prunecomp", "exporters", "bench", "examples", "tests")
 SOURCES = sorted(
@@ -29,6 +31,8 @@ ROWS = [
     {"metrics", "compensators", "verify"},
     {"selection"},
     {"pipeline"},
+    {"inspection"},
+    {"commands"},
 ]
 HEAVY = {"torch", "transformers", "vllm", "datasets", "lm_eval", "onnx", "onnxruntime"}
 
@@ -141,8 +145,7 @@ def test_help_loads_nothing_heavy():
     assert not loaded & (HEAVY | {"numpy", "huggingface_hub", "tqdm", "safetensors"})
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["plan", "--help"],
-                                       ["apply", "--help"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["--help"], *([n, "--help"] for n in COMMANDS.names())])
 def test_help_of_every_command_loads_nothing_heavy(arguments):
     code = f"""
 import contextlib, io, cli

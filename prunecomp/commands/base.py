@@ -1,0 +1,63 @@
+"""What a command is, and what commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecomp.console import print_result
+from prunecomp.progress import Progress
+
+if TYPE_CHECKING:
+    from prunecomp.checkpoint.reader import Checkpoint
+
+MODEL_HELP = "model directory, or hub repository OWNER/NAME[@REVISION]"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: a file in this package that ends with an object named ``COMMAND``.
+
+    Nothing heavy is imported before `run`, so that ``--help`` stays fast.
+
+    Attributes:
+        place: where ``--help`` lists it; lower comes first.
+        summary: one line for ``--help``.
+        add: adds its arguments; ``--json``, ``--quiet`` and ``--debug`` are there already.
+        run: does it, and returns the exit code. Errors are raised, see `prunecomp.errors`.
+        examples: the end of its own ``--help``.
+    """
+
+    place: int
+    summary: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Progress], int]
+    examples: str
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    """The options of a command that writes."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, stop"
+    )
+
+
+def open_model(model: str) -> Checkpoint:
+    """The checkpoint that a user names, fetched from the hub where it is there."""
+    from prunecomp.checkpoint.reader import Checkpoint
+    from prunecomp.hub import local_directory
+
+    return Checkpoint(local_directory(model))
+
+
+def print_document(
+    args: argparse.Namespace, document: Mapping[str, Any], lines: Sequence[str]
+) -> None:
+    """The result, as the user wants it: as JSON, or as lines to read."""
+    print_result(json.dumps(document, indent=2) if args.json else "\n".join(lines))

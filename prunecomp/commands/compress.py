@@ -1,0 +1,59 @@
+"""``compress``: the smaller model, in one go."""
+
+from __future__ import annotations
+
+import argparse
+
+from prunecomp.commands._request import (
+    add_request,
+    plan_lines,
+    print_dry_run,
+    request_of,
+    written_lines,
+)
+from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.progress import Progress
+
+EXAMPLES = """\
+examples:
+  cli.py compress examples/tiny-python-lm --output out/tiny-12 --layers 4
+  cli.py compress ./Llama-3-8B --output out/l3-25 --ratio 0.22 --calibration wikitext-2
+  cli.py compress ./Qwen3-8B -o out/q3 --layers 7 --metric ppl --calibration my.jsonl --json
+"""
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    add_output(parser, "DIR", "directory to write")
+    add_request(parser)
+
+
+def _run(args: argparse.Namespace, progress: Progress) -> int:
+    from prunecomp import pipeline
+    from prunecomp.checkpoint.output import check_output
+
+    checkpoint = open_model(args.model)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    if args.dry_run:
+        recipe = pipeline.resolve_recipe(checkpoint, request_of(args), progress)
+        print_dry_run(args, checkpoint, recipe)
+        return 0
+    plan, written = pipeline.compress(
+        checkpoint, request_of(args), args.output, name=args.model,
+        overwrite=args.overwrite, progress=progress,
+    )  # fmt: skip
+    print_document(
+        args,
+        {"plan": plan.to_json(), "written": written.to_json()},
+        plan_lines(plan) + written_lines(written),
+    )
+    return 0
+
+
+COMMAND = Command(
+    10,
+    "choose layers, compensate, and write the smaller model: plan, then apply",
+    _add,
+    _run,
+    EXAMPLES,
+)

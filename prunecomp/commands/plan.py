@@ -1,0 +1,92 @@
+"""``plan``: which layers go, and with which factors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
+from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.errors import UsageError
+from prunecomp.progress import Progress
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=MODEL_HELP)
+    add_output(parser, "FILE", "plan to write")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE",
+        help="continue from this plan where it exists, and save every finished round in it",
+    )  # fmt: skip
+    parser.add_argument("--save-tokens", type=Path, metavar="FILE.safetensors",
+                        help="save the calibration tokens, to repeat the run exactly")  # fmt: skip
+    add_request(parser)
+
+
+def _write_json(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
+    from prunecomp.checkpoint.output import write_text
+
+    write_text(path, json.dumps(document, indent=2) + "\n", overwrite=overwrite)
+
+
+def _check_files(args: argparse.Namespace, model: Path) -> bool:
+    """Whether the plan may replace the file of its name: asked to, or continuing that very file."""
+    from prunecomp.checkpoint.output import check_output_file
+
+    replace = args.overwrite
+    if args.resume:
+        replace |= os.path.realpath(args.resume) == os.path.realpath(args.output)
+        check_output_file(args.resume, overwrite=True, source=model)
+    check_output_file(args.output, overwrite=replace, source=model)
+    if args.save_tokens:
+        if args.save_tokens.suffix != ".safetensors" or args.save_tokens == args.output:
+            raise UsageError(
+                f"--save-tokens {args.save_tokens}: give a file of its own, named .safetensors"
+            )
+        check_output_file(args.save_tokens, overwrite=args.overwrite, source=model)
+    return replace
+
+
+def _run(args: argparse.Namespace, progress: Progress) -> int:
+    from prunecomp import pipeline
+    from prunecomp.calibration.data import save_tokens
+    from prunecomp.checkpoint.output import output_file
+    from prunecomp.plan import read_plan
+
+    checkpoint, request = open_model(args.model), request_of(args)
+    replace = _check_files(args, checkpoint.path)
+    resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
+    if args.dry_run:
+        recipe = pipeline.resolve_recipe(checkpoint, request, progress)
+        print_dry_run(args, checkpoint, recipe)
+        return 0
+
+    def save(current) -> None:
+        if args.resume:
+            _write_json(args.resume, current.to_json(), overwrite=True)
+
+    with contextlib.ExitStack() as stack:
+        if args.save_tokens:  # written now, but there only when the plan is
+            file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
+            save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
+        plan = pipeline.make_plan(
+            checkpoint, request, name=args.model, progress=progress, resume=resume,
+            on_round=save,
+        )  # fmt: skip
+        _write_json(args.output, plan.to_json(), overwrite=replace)
+    print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
+    return 0
+
+
+COMMAND = Command(
+    20,
+    "choose layers and factors, and write them as a small JSON file",
+    _add,
+    _run,
+    "example:\n  cli.py plan MODEL --layers 6 -o plan.json",
+)
