@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from prunecomp.errors import UnsupportedModelError
+from prunecomp.families._refused import REFUSED, refusal
 from prunecomp.families.base import ModelFamily
 from prunecomp.registry import Registry, did_you_mean
+
+__all__ = ["FAMILIES", "REFUSED", "family_for", "supported_types"]
 
 FAMILIES = Registry(__name__, "FAMILY", "model family")
 
@@ -26,6 +29,11 @@ def family_for(config: dict, *, where: str) -> ModelFamily:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
         names = sorted(known)
+        reason = refusal(config)
+        if reason:
+            raise UnsupportedModelError(
+                f"{where}: model type {model_type!r} is not supported: {reason}"
+            )
         raise UnsupportedModelError(
             f"{where}: model type {model_type!r} is not supported"
             f"{did_you_mean(str(model_type), names)} (supported: {', '.join(names)})"
