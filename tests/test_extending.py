@@ -1,0 +1,110 @@
+"""The code in docs/extending.md does what the text around it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+def blocks() -> dict[str, str]:
+    """Code by the file that its first line names."""
+    found = re.findall(r"^```python\n# (\S+)\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.M)
+    return dict(found)
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Every block, as a file of its package, in a place of its own."""
+    for number, (name, code) in enumerate(blocks().items()):
+        path = Path(name)
+        package = importlib.import_module(".".join(path.parts[:-1]))
+        folder = tmp_path / f"added{number}"
+        folder.mkdir()
+        (folder / path.name).write_text(code)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    yield
+    for name in set(sys.modules) - before:
+        if f"{name.replace('.', '/')}.py" in blocks():
+            parent, _, child = name.rpartition(".")
+            delattr(sys.modules[parent], child)
+            del sys.modules[name]
+
+
+def test_the_document_has_one_of_each():
+    assert [Path(name).parent.name for name in blocks()] == ["families", "metrics", "compensators"]
+
+
+@pytest.mark.parametrize("name", blocks())
+def test_the_example_is_no_file_of_ours(name):
+    """Else it would be the file that is tested, and not the document."""
+    assert not (DOCUMENT.parents[1] / name).exists()
+
+
+def test_family(added, tmp_path):
+    """The core of the conformance test, found by the family's name alone."""
+    from prunecomp.families import FAMILIES
+    from tests.families import test_conformance as conformance
+    from tests.families import tiny
+
+    (name,) = (Path(n).stem for n in blocks() if "families" in n)
+    assert name in FAMILIES.names()
+    assert (name, 0) in tiny.cases()
+    model = tiny.build(name, 0)
+    model.save_pretrained(tmp_path / "model")
+    case = FAMILIES.get(name), model, tmp_path / "model"
+    for where in ("middle", "scattered"):
+        (tmp_path / where).mkdir()
+        conformance.test_written_model_is_the_original_with_layers_skipped(
+            case, where, tmp_path / where
+        )
+    conformance.test_folding_shows(case)
+    conformance.test_config_speaks_of_the_new_depth(case, tmp_path)
+    conformance.test_defaults_are_those_of_transformers(case)
+
+
+def test_the_family_of_the_example_could_be_wrong(added, tmp_path):
+    """The check is sharp: with Llama's writers, which the text warns of, it fails."""
+    import dataclasses
+
+    from prunecomp.families import FAMILIES
+    from prunecomp.families.base import ATTENTION_AND_MLP
+    from tests.families import test_conformance as conformance
+    from tests.families import tiny
+
+    model = tiny.build("afmoe", 0)
+    model.save_pretrained(tmp_path / "model")
+    module = importlib.import_module("prunecomp.families.afmoe")
+    wrong = dataclasses.replace(FAMILIES.get("afmoe"), writers=ATTENTION_AND_MLP)
+    module.FAMILY = wrong
+    with pytest.raises(AssertionError, match="relative error"):
+        conformance.test_written_model_is_the_original_with_layers_skipped(
+            (wrong, model, tmp_path / "model"), "middle", tmp_path
+        )
+
+
+def test_metric_and_compensator(added, text_model, tiny_tokens, tmp_path, capsys):
+    """Named on the command line, they are used; the angle ranks single layers as bi does."""
+    import cli
+
+    common = ["-q", "--layers", "2", "--calibration", str(tiny_tokens)]
+    plans = {}
+    for metric, compensation in (("bi", "magnitude"), ("angle", "geometric")):
+        file = tmp_path / f"{metric}.json"
+        options = ["--metric", metric, "--compensation", compensation, "-o", str(file)]
+        assert cli.main(["plan", str(text_model), *common, *options]) == 0
+        plans[metric] = json.loads(file.read_text())
+    first, second = plans["bi"]["rounds"][0], plans["angle"]["rounds"][0]
+    assert first["removed"] == second["removed"]
+    order = [sorted(r["scores"], key=r["scores"].get) for r in (first, second)]
+    assert order[0] == order[1]
+    assert second["factor"] != first["factor"]
+    assert 0.5 < second["factor"] / first["factor"] <= 1.0  # a geometric mean is the smaller one
