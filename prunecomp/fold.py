@@ -21,11 +21,13 @@ multiplies by 1 + w gets ``s (1 + w) - 1``.
 
 A cut behind which nothing writes any more needs no factor downstream: only the final norm reads
 the stream there.
+
+The factor of a quantised weight goes to its scale; its codes are copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +36,7 @@ import torch
 from prunecomp.errors import NumericError, UsageError
 from prunecomp.families.base import ModelFamily
 from prunecomp.plan import PrunePlan
+from prunecomp.quantization.base import Held
 
 
 class Edit(Protocol):
@@ -140,8 +143,19 @@ def _scale(family: ModelFamily, plan: PrunePlan, name: str, *, tied: bool) -> fl
     return 1.0
 
 
+def _reads_scaled(family: ModelFamily, name: str) -> bool:
+    """Whether a weight that is scaled is scaled because of what it reads."""
+    located = family.layer_of(name)
+    return name == family.head if located is None else family.power(located[1]) < 0
+
+
 def compile_edits(
-    plan: PrunePlan, family: ModelFamily, names: Iterable[str], *, tied: bool
+    plan: PrunePlan,
+    family: ModelFamily,
+    names: Iterable[str],
+    *,
+    tied: bool,
+    held: Mapping[str, Held] | None = None,
 ) -> tuple[TensorEdit, ...]:
     """One edit per tensor that is written, in the order of `names`; removed layers have none.
 
@@ -150,6 +164,7 @@ def compile_edits(
         family: of the source checkpoint.
         names: all tensors of the source checkpoint.
         tied: whether the head shares the embedding's weight.
+        held: what those tensors are that belong to a quantised weight.
     """
     position = {layer: new for new, layer in enumerate(plan.kept)}
     edits = []
@@ -161,7 +176,12 @@ def compile_edits(
             if layer not in position:
                 continue
             target = family.tensor_name(position[layer], relative)
-        scale = _scale(family, plan, name, tied=tied)
+        part = (held or {}).get(name)
+        if part is None:
+            scale = _scale(family, plan, name, tied=tied)
+        else:
+            scale = _scale(family, plan, part.weight, tied=tied)
+            scale = part.factor(scale, reads=_reads_scaled(family, part.weight))
         offset = scale != 1.0 and relative in family.unit_offset
         edits.append(TensorEdit(name, target, scale, offset))
     return tuple(edits)

@@ -123,7 +123,6 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
             )
         strategy = "one-shot"
     first, last = metric.protect
-    dtypes = {spec.dtype for spec in checkpoint.index.values()}
     recipe = Recipe(
         metric=request.metric,
         strategy=strategy,
@@ -132,7 +131,7 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         num_removed=count,
         protect_first=first if request.protect_first is None else request.protect_first,
         protect_last=last if request.protect_last is None else request.protect_last,
-        dtype=str(resolve_dtype(request.dtype, dtypes)).removeprefix("torch."),
+        dtype=str(resolve_dtype(request.dtype, checkpoint.dense.dtypes)).removeprefix("torch."),
         device=str(resolve_device(request.device)),
     )
     check_recipe(recipe, checkpoint.family, depth)
@@ -350,9 +349,12 @@ def apply_plan(
         VerificationError: what was written does not load as what was planned.
     """
     check_source(checkpoint, plan)
-    edits = compile_edits(plan, checkpoint.family, checkpoint, tied=checkpoint.tied)
-    specs = [checkpoint.index[edit.source] for edit in edits]
-    nbytes, parameters = sum(s.nbytes for s in specs), sum(s.numel for s in specs)
+    edits = compile_edits(
+        plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held
+    )
+    nbytes = sum(checkpoint.index[edit.source].nbytes for edit in edits)
+    parameters = checkpoint.dense.parameters({edit.source for edit in edits})
+    source_parameters = checkpoint.dense.parameters(checkpoint)
     with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
         with progress.bar(nbytes, "writing", unit="B") as bar:
             files = write_weights(partial, checkpoint, edits, on_written=bar.update)
@@ -361,10 +363,10 @@ def apply_plan(
         checks = check_written(checkpoint, partial, plan.kept)
         written = Written(
             output, sorted([*files, "config.json", "README.md", MANIFEST_FILE]), parameters,
-            checkpoint.index.numel, nbytes, checkpoint.index.nbytes, checks,
+            source_parameters, nbytes, checkpoint.index.nbytes, checks,
         )  # fmt: skip
         card = model_card(
-            plan, title=output.name, parameters=(parameters, checkpoint.index.numel),
+            plan, title=output.name, parameters=(parameters, source_parameters),
             nbytes=(nbytes, checkpoint.index.nbytes),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -38,12 +38,13 @@ def _check_tensors(
     source: Checkpoint, written: Checkpoint, old: torch.nn.Module, new: torch.nn.Module
 ) -> None:
     """Every parameter of `new` gets a tensor of its shape, and no tensor is without a parameter."""
-    parameters = ParameterMap(new, written)
+    parameters = ParameterMap(new, written.dense)
     expected = {name: tuple(p.shape) for name, p in new.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for group in parameters:
-        with torch.device("meta"):
-            tensors = {name: torch.empty(written.index[name].shape) for name in group.sources}
+        tensors = {
+            name: torch.empty(written.dense.shape(name), device="meta") for name in group.sources
+        }
         try:
             made = parameters.convert(group, tensors)
         except (RuntimeError, ValueError) as error:
@@ -53,8 +54,8 @@ def _check_tensors(
             ) from error
         found.update((name, tuple(value.shape)) for name, value in made.items())
     # transformers ignores what has no parameter; of the source, that is known
-    known = set(ParameterMap(old, source).unused)
-    found.update((n, tuple(written.index[n].shape)) for n in parameters.unused if n not in known)
+    known = set(ParameterMap(old, source.dense).unused)
+    found.update((n, tuple(written.dense.shape(n))) for n in parameters.unused if n not in known)
     tied = getattr(new, "all_tied_weights_keys", {}) if source.tied else {}
     for name in sorted(expected.keys() | found.keys()):
         if name in tied and name not in found:
@@ -63,6 +64,27 @@ def _check_tensors(
             raise VerificationError(
                 f"the written weights do not fit the written config: {name} is "
                 f"{found.get(name, 'absent')}, {expected.get(name, 'nothing')} is expected"
+            )
+
+
+def _check_parts(source: Checkpoint, written: Checkpoint, kept: tuple[int, ...]) -> None:
+    """Every kept layer stores what it stored, part by part, in the same dtypes and shapes."""
+
+    def stored(checkpoint: Checkpoint, numbers: dict[int, int]) -> dict[tuple[int, str], object]:
+        located = ((checkpoint.family.layer_of(n), spec) for n, spec in checkpoint.index.items())
+        return {
+            (numbers[where[0]], where[1]): (spec.dtype, spec.shape)
+            for where, spec in located
+            if where is not None and where[0] in numbers
+        }
+
+    before = stored(source, {original: position for position, original in enumerate(kept)})
+    after = stored(written, {position: position for position in range(len(kept))})
+    for where in sorted(before.keys() | after.keys()):
+        if before.get(where) != after.get(where):
+            raise VerificationError(
+                f"layer {where[0]} of the written model stores {where[1]} as "
+                f"{after.get(where, 'nothing')}, the source as {before.get(where, 'nothing')}"
             )
 
 
@@ -93,4 +115,8 @@ def check_written(source: Checkpoint, written: Path, kept: tuple[int, ...]) -> l
                 f"layer {original} would change when it becomes layer {position}: {changed[0]} is "
                 f"{before.get(changed[0])} in the source and {after.get(changed[0])} in the result"
             )
-    return ["headers", "tensors-fit-config", "layers-keep-their-attributes"]
+    checks = ["headers", "tensors-fit-config", "layers-keep-their-attributes"]
+    if source.quantized is None:
+        return checks
+    _check_parts(source, result, kept)
+    return [*checks, "quantised-parts-kept"]

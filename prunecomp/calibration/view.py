@@ -9,7 +9,7 @@ need no code here, whatever the architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class PlannedModel:
         self.device = device
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
         self._edits: dict[str, Edit] = {}
-        self._parameters = ParameterMap(self.model, checkpoint)
+        self._parameters = ParameterMap(self.model, checkpoint.dense)
         path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
         self._layers = tuple(getattr(self._parent, self._list_name))
@@ -138,20 +138,24 @@ class PlannedModel:
     def apply(self, plan: PrunePlan) -> None:
         """Makes weights and live layers those of `plan`.
 
-        Each changed weight is computed from its source tensor in the file's dtype and then
+        Each changed weight is computed from its source tensors in the files' dtypes and then
         converted, so it has the value that will be written.
         """
         family, checkpoint = self.checkpoint.family, self.checkpoint
-        edits = compile_edits(plan, family, checkpoint, tied=checkpoint.tied)
-        stale = []
+        edits = compile_edits(plan, family, checkpoint, tied=checkpoint.tied, held=checkpoint.held)
+        stale = set()
         for edit in edits:
             before = self._edits.get(edit.source)
             if edit.is_identity if before is None else edit == before:
                 continue
             self._edits[edit.source] = edit
-            stale.append(edit.source)
-        for group in self._parameters.groups_of(stale):
-            made = self._parameters.convert(group, {n: self._edited(n) for n in group.sources})
+            stale.add(edit.source)
+        dense = checkpoint.dense
+        weights = [name for name in dense if not stale.isdisjoint(dense.sources(name))]
+        for group in self._parameters.groups_of(weights):
+            made = self._parameters.convert(
+                group, {n: dense.value(n, self._edited) for n in group.sources}
+            )
             for name, value in made.items():
                 self.model.get_parameter(name).data.copy_(value)
         self.live = plan.kept
@@ -163,17 +167,41 @@ class PlannedModel:
         return tensor if edit is None else edit.apply(tensor)
 
 
+class _Later:
+    """A weight that is computed when the model takes it, as a slice of a file is read then."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str) -> None:
+        self._weights, self._name = weights, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._weights[self._name][index]
+
+
+def _read(checkpoint: Checkpoint, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """The stock model from the files, or where they are quantised from what they stand for."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    if checkpoint.quantized is None:
+        return AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, trust_remote_code=False, local_files_only=True, **options
+        )
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    if hasattr(config, checkpoint.quantized.key):
+        delattr(config, checkpoint.quantized.key)  # what it builds is not quantised
+    weights = {name: _Later(checkpoint.dense, name) for name in checkpoint.dense}
+    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return stock.from_pretrained(None, config=config, state_dict=weights, **options)
+
+
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        model, info = _read(
+            checkpoint, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # values that fit no model can raise anything in there
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(

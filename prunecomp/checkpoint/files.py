@@ -71,5 +71,6 @@ def write_config(target: Path, checkpoint: Checkpoint, kept: tuple[int, ...]) ->
     """
     config = checkpoint.family.rewrite_config(checkpoint.config, resolved_config(checkpoint), kept)
     config.pop("auto_map", None)
+    config.update(checkpoint.quantization_settings(kept))
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config

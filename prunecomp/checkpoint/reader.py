@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.index import CheckpointIndex, read_json
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.families import family_for
+from prunecomp.quantization import quantization_of
+from prunecomp.quantization.base import Held, Quantized
 
 CONFIG_FILE = "config.json"
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """Reads one tensor at a time; nothing but headers is held in memory.
+    """The tensors of the files, read one at a time; nothing but headers is held in memory.
 
     Attributes:
         path: the directory.
@@ -28,6 +31,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         family: the architecture's description, with the names that the files use.
         layers_path: of the list of layers in transformers' module tree.
         index: specs of all tensors, without their data.
+        quantized: how the weights are quantised; None where they are not.
+        dense: the same model by logical weights, dequantised.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,11 +54,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
         family = family_for(self.config, where=str(path))
+        quantization = quantization_of(self.config, where=str(path))
         self.layers_path = family.layers
         self.index = CheckpointIndex(path)
         self.family = family.in_files(self.index)
         self._sha256: dict[str, str] | None = None
         self._check_depth()
+        self.quantized: Quantized | None = None
+        if quantization is not None:
+            self.quantized = Quantized(*quantization, self.index, where=str(path))
+            self._check_names(self.quantized)
+        else:
+            self._check_unquantized()
+        self.dense = DenseView(self.index, self.__getitem__, self.quantized)
 
     def _check_depth(self) -> None:
         per_layer: dict[int, int] = {}
@@ -70,6 +83,50 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 f"{self.path}: {CONFIG_FILE} says {self.num_hidden_layers} layers, the weights "
                 f"disagree about layer {odd[0]}; restore the file that is wrong"
             )
+
+    def _check_unquantized(self) -> None:
+        """Refuses codes without the settings that say what they stand for."""
+        for name, spec in self.index.items():
+            if spec.dtype.startswith(("F4", "F6", "F8")) or name.endswith(".qweight"):
+                raise CheckpointError(
+                    f"{self.path}: {name} is {spec.dtype}, but {CONFIG_FILE} has no "
+                    "quantization_config; restore it"
+                )
+
+    def _check_names(self, quantized: Quantized) -> None:
+        """Refuses settings that could not be renumbered, before anything long is done."""
+        unread = quantized.unread(self.layers_path)
+        try:
+            self.quantization_settings(tuple(range(1, self.num_hidden_layers)))
+        except UnsupportedModelError as error:
+            unread = str(error)
+        if unread:
+            raise UnsupportedModelError(
+                f"{self.path / CONFIG_FILE}: {quantized.key} names layers by number where they "
+                f"cannot be renumbered ({unread}); compress the unquantised model, then quantise "
+                "the result"
+            )
+
+    @property
+    def held(self) -> Mapping[str, Held]:
+        """What those tensors of the files are that belong to a quantised weight."""
+        return {} if self.quantized is None else self.quantized.held
+
+    def quantization_settings(self, kept: tuple[int, ...]) -> dict[str, Any]:
+        """What config.json says of quantisation when only the layers `kept` are left.
+
+        Returns ``{}`` where the weights are not quantised, else one key with its value.
+
+        Raises:
+            UnsupportedModelError: it names modules in a way that cannot be renumbered.
+        """
+        if self.quantized is None:
+            return {}
+        return {
+            self.quantized.key: self.quantized.renumbered(
+                self.family, self.index, kept, layers=self.layers_path
+            )
+        }
 
     @property
     def num_hidden_layers(self) -> int:

@@ -147,14 +147,6 @@ class ModelFamily:
             depth = config.get(key)
             if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
                 return f"config.json has {key} = {depth!r}; it must be a positive integer"
-        if config.get("quantization_config"):
-            quantization = config["quantization_config"]
-            named = quantization if isinstance(quantization, dict) else {}
-            method = named.get("quant_method", "unknown")
-            return (
-                f"quantised checkpoints ({method}) are not supported; "
-                "compress the unquantised model, then quantise the result"
-            )
         reasons = (rule.reason_against(config, self.depth(config)) for rule in self.rules)
         return next((reason for reason in reasons if reason), None)
 

@@ -28,13 +28,14 @@ class Magnitude:
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
     ) -> list[float]:
         checkpoint = runner.model.checkpoint
+        dense = checkpoint.dense
         totals = dict.fromkeys(runner.live, 0.0)
-        for name in checkpoint:
+        for name in dense:
             located = checkpoint.family.layer_of(name)
             if located is None or located[0] not in totals or name.endswith("bias"):
                 continue
             scale = layer_scale(checkpoint.family, plan, *located)
-            total = checkpoint[name].abs().sum(dtype=torch.float64)
+            total = dense[name].abs().sum(dtype=torch.float64)
             totals[located[0]] += scale * float(total)
         return [sum(totals[i] for i in runner.live[p : p + width]) for p in positions]
 
