@@ -40,4 +40,7 @@ def test_transformers_reads_the_written_files(name, family, tmp_path):
     model = tiny.with_negligible_eps(model.eval())
     ids = tiny.tokens()
     with torch.no_grad():
-        assert_close(model(ids).logits, reload(tmp_path / "dense")(ids).logits)
+        found, expected = model(ids).logits, reload(tmp_path / "dense")(ids).logits
+    # transformers 5.19 rounds FP8 experts to bfloat16 when it puts them together
+    rounded = (name, family) == ("ct-fp8-w8a16", "qwen3_moe")
+    assert_close(found, expected, 2e-2 if rounded else 2e-4)
