@@ -30,7 +30,7 @@ ROWS = [
     {"calibration"},
     {"metrics", "compensators", "verify"},
     {"selection"},
-    {"pipeline"},
+    {"pipeline", "memory"},
     {"inspection"},
     {"commands"},
 ]

@@ -35,14 +35,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         "--strategy", choices=["iterative", "one-shot"],
         help="score anew after every removal (default), or rank once",
     )  # fmt: skip
-    choice.add_argument(
-        "--protect-first", type=int, metavar="K",
-        help="first layers to spare (default: 4 for mag and taylor, else 0)",
-    )  # fmt: skip
-    choice.add_argument(
-        "--protect-last", type=int, metavar="K",
-        help="last layers to spare (default: 2 for mag and taylor, else 0)",
-    )  # fmt: skip
+    add_protection(choice)
 
     repair = parser.add_argument_group("compensation")
     repair.add_argument(
@@ -52,7 +45,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         "--fold", default="downstream", choices=["downstream", "upstream", "auto"],
         help="divide what writes after the cut (default), or multiply what writes before it",
     )  # fmt: skip
-    _add_text(parser.add_argument_group("calibration"))
+    add_text(parser.add_argument_group("calibration"))
     add_machine(parser.add_argument_group("machine"))
 
 
@@ -61,16 +54,20 @@ def add_metric(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--metric", default="bi", metavar="NAME", help=", ".join(METRICS.names()))
 
 
-def add_samples(group: argparse._ArgumentGroup) -> None:
-    """How much text the model reads."""
-    group.add_argument("--samples", type=int, metavar="N", help="samples (default: 128)")
+def add_protection(group: argparse._ArgumentGroup) -> None:
+    """Which layers are spared."""
     group.add_argument(
-        "--seq-len", type=int, metavar="T",
-        help="tokens per sample (default: 2048, or the model's context if that is shorter)",
+        "--protect-first", type=int, metavar="K",
+        help="first layers to spare (default: 4 for mag and taylor, else 0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--protect-last", type=int, metavar="K",
+        help="last layers to spare (default: 2 for mag and taylor, else 0)",
     )  # fmt: skip
 
 
-def _add_text(text: argparse._ArgumentGroup) -> None:
+def add_text(text: argparse._ArgumentGroup) -> None:
+    """What the model reads."""
     text.add_argument(
         "--calibration", default="python-stdlib", metavar="SOURCE",
         help="python-stdlib, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with input_ids, "
@@ -81,7 +78,11 @@ def _add_text(text: argparse._ArgumentGroup) -> None:
     )
     text.add_argument("--calibration-config", metavar="NAME", help="config of a hub data set")
     text.add_argument("--calibration-split", metavar="NAME", help="split (default: train)")
-    add_samples(text)
+    text.add_argument("--samples", type=int, metavar="N", help="samples (default: 128)")
+    text.add_argument(
+        "--seq-len", type=int, metavar="T",
+        help="tokens per sample (default: 2048, or the model's context if that is shorter)",
+    )  # fmt: skip
     text.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
     text.add_argument(
         "--evaluation", metavar="SOURCE",
@@ -102,10 +103,10 @@ def add_machine(machine: argparse._ArgumentGroup) -> None:
 
 
 def request_of(args: argparse.Namespace) -> PlanRequest:
-    """What the user asks of a plan."""
+    """What the user asks of a plan; a command may offer fewer options than `PlanRequest` has."""
     from prunecomp.pipeline import PlanRequest
 
-    names = [field.name for field in dataclasses.fields(PlanRequest)]
+    names = [field.name for field in dataclasses.fields(PlanRequest) if hasattr(args, field.name)]
     return PlanRequest(**{name: getattr(args, name) for name in names})
 
 

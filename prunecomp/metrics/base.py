@@ -22,6 +22,8 @@ class Metric(Protocol):
         protect: layers at the start and at the end that are spared unless the user says
             otherwise.
         block: True where one contiguous block is chosen at once; there is then one round.
+
+    One that asks for gradients says ``gradients = True``, so that `inspect` counts their memory.
     """
 
     summary: str

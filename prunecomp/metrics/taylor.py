@@ -22,6 +22,7 @@ class Taylor:
     summary = "sum of |w * dLoss/dw| over a layer's weights (Shortened LLaMA)"
     protect = (4, 2)
     block = False
+    gradients = True
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
