@@ -143,17 +143,26 @@ def _files(checkpoint: Checkpoint, model: nn.Module, dtype: str) -> Files:
 
 
 def _text(checkpoint: Checkpoint, request: PlanRequest) -> dict[str, Any]:
-    """The shape of the text that `compress` would read; asked for, where it cannot be read."""
+    """The shape of the text that `compress` would read.
+
+    Where nobody asked for a text, and the model cannot read the built-in one, a text of the shape
+    that was asked for is assumed: all else can still be told.
+    """
     from prunecomp.calibration.data import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN
 
     try:
         calibration, evaluation = load_texts(checkpoint, request)
     except PruneCompError as error:
         context = resolved_config(checkpoint).get("max_position_embeddings") or DEFAULT_SEQ_LEN
+        samples = DEFAULT_SAMPLES if request.samples is None else request.samples
+        seq_len = min(DEFAULT_SEQ_LEN, context) if request.seq_len is None else request.seq_len
+        possible = samples >= 1 and 2 <= seq_len <= context and request.evaluation in {None, "none"}
+        if request.calibration != PlanRequest.calibration or not possible:
+            raise
         return {
             "source": request.calibration,
-            "samples": request.samples or DEFAULT_SAMPLES,
-            "seq_len": request.seq_len or min(DEFAULT_SEQ_LEN, context),
+            "samples": samples,
+            "seq_len": seq_len,
             "evaluation_samples": 0 if request.evaluation == "none" else EVALUATION_SAMPLES,
             "unreadable": str(error),
         }

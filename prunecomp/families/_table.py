@@ -89,6 +89,7 @@ def row(family: ModelFamily, results: Mapping[str, Any], transformers: str) -> d
         "verified": {
             "transformers": transformers,
             "vllm": results.get("vllm"),
+            "vllm_on": ", ".join(results[k] for k in ("device", "dtype") if k in results),
             "vllm_status": found.get("status", NOT_CHECKED),
             "vllm_detail": found.get("detail", ""),
         },
@@ -206,7 +207,8 @@ HEADER = """\
 - Every type passes the conformance tests (`tests/families`) with transformers {transformers}:
   tiny random models of the real class, every fold, logits and every boundary against the original
   with the layers skipped.
-- **{vllm}**: whether it gives the log-probabilities of transformers for the written files.
+- **{vllm}**: whether it gives the log-probabilities of transformers for the written files of tiny
+  models{where}.
 """
 
 
@@ -218,7 +220,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The whole document."""
     verified = rows[0]["verified"]
     lines = [
-        HEADER.format(transformers=verified["transformers"], vllm=_vllm(verified)),
+        HEADER.format(
+            transformers=verified["transformers"],
+            vllm=_vllm(verified),
+            where=f" ({verified['vllm_on']})" if verified["vllm_on"] else "",
+        ),
         "| type | models | layers | multiplied | divided | head | fields by layer | restrictions "
         "| vLLM |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -135,14 +135,17 @@ def test_no_weights_are_read(inspected, model, monkeypatch):
     assert inspected(model)["memory"]["bytes"] > 0
 
 
-def test_without_a_text(inspected, model):
+def test_without_a_tokenizer(cli, refused, model, small):
     """What cannot be read is told; the rest is for a text of the size that was asked for."""
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").unlink()
-    memory = inspected(model)["memory"]
-    assert memory["text"]["unreadable"]
+    ended = cli("inspect", model, "--samples", 4, "--seq-len", 32, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    memory = json.loads(ended.out)["memory"]
+    assert "tokenizer" in memory["text"]["unreadable"]
     assert (memory["text"]["samples"], memory["text"]["seq_len"]) == (4, 32)
     assert memory["bytes"] == sum(memory["parts"].values())
+    refused("inspect", model, *small, says="tokenizer")
 
 
 def test_memory_follows_what_is_asked_for(inspected, model):
@@ -160,6 +163,10 @@ def test_memory_follows_what_is_asked_for(inspected, model):
         (["--metric", "bii"], "did you mean 'bi'"),
         (["--device", "gpu"], "use auto, cpu or cuda"),
         (["--dtype", "bf16"], "choose from auto"),
+        (["--samples", "0"], "give larger --samples"),
+        (["--seq-len", "-5"], "give larger --samples or --seq-len"),
+        (["--seq-len", "65"], "context of 64"),
+        (["--calibration", "nope.txt"], "nope.txt"),
     ],
 )
 def test_wrong_options(refused, model, options, says):
