@@ -17,7 +17,7 @@ VERSIONS := constraints/$(ACCELERATOR).txt
 EXTRAS := onnx,eval,data,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
-.PHONY: help setup install-cpu install-cuda test demo results docs lint fmt check clean clean-env
+.PHONY: help setup install-cpu install-cuda test demo results verified docs lint fmt check clean clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(READY) ## prune, repair, export and serve a small model
 
 results: $(READY) ## measure again the tables of docs/results.md (half an hour on two cores)
 	$(RUN) -m bench.ablation examples/tiny-python-lm --output docs/results.md $(ARGS)
+
+verified: $(READY) ## serve every family with vLLM and write docs/verified_vllm.json; ARGS="llama opt" for some
+	$(RUN) -m tests.serving.record docs/verified_vllm.json $(ARGS)
 
 docs: $(READY) ## make docs/families.md again from the families
 	$(RUN) cli.py families --markdown > docs/families.md

@@ -13,7 +13,8 @@ FAMILY = ModelFamily(
         "mlp.experts.*.down_proj.weight",
         "mlp.shared_experts.down_proj.weight",
     ),
-    tiny=({"head_dim": 8, "num_key_value_heads": 4},),
+    # head_dim repeats qk_rope_head_dim; 64 is the only size that vLLM's CPU kernels have
+    tiny=({"head_dim": 64, "qk_rope_head_dim": 64, "num_key_value_heads": 4},),
     released="DeepSeek-V2, V2-Lite, Coder-V2",
     rules=(
         LAYER_TYPES,

@@ -13,6 +13,11 @@ FAMILY = ModelFamily(
     released="EXAONE 4",
     tiny=(
         {"sliding_window": 6, "sliding_window_pattern": 3},
-        {"tie_word_embeddings": True, "layer_types": ["full_attention"] * 6},
+        # 1.2B: without any window, all layers rotate
+        {
+            "tie_word_embeddings": True,
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 6,
+        },
     ),
 )

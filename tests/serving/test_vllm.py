@@ -1,117 +1,123 @@
-"""vLLM loads what `compress` writes, and its greedy tokens are transformers' greedy tokens."""
+"""vLLM loads what `compress` writes, and computes what transformers computes.
+
+Every family of the registry is served, in one run of vLLM that starts when the first test needs it.
+What each one came to stands in docs/verified_vllm.json; ``make verified`` writes it anew.
+"""
+
+from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 import cli
+from prunecomp.families import FAMILIES
+from tests.families import tiny
+from tests.serving.measure import NEW_TOKENS, TOLERANCE, Case, Engine, Outcome, measure, prompts
+from tests.serving.record import BROKEN, disagrees, entry, gist, verdict, versions
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "examples" / "tiny-python-lm"
-NEW_TOKENS = 12
-PROMPTS = [[5, 6, 7, 8, 9, 10], [200, 100, 50]]
-# 32 is the smallest head dimension that vLLM's CPU attention takes.
-SHAPE = {
-    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
-    "max_position_embeddings": 128, "initializer_range": 0.2,
-}  # fmt: skip
-MODELS = {
-    "llama-with-biases": (
-        LlamaForCausalLM,
-        LlamaConfig,
-        {"attention_bias": True, "mlp_bias": True},
-    ),
-    "llama-tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    # vLLM's Qwen2 takes the head dimension from the hidden size.
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_attention_heads": 2, "num_key_value_heads": 1}),
-    "qwen3-tied": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
-}
+RECORD = json.loads((ROOT / "docs" / "verified_vllm.json").read_text())
+TRAINED = ROOT / "examples" / "tiny-python-lm"
+FAMILY_TEST = "test_family_is_served_as_recorded"
+AGAIN = "if that is as it should be, run: make verified ARGS={}"
 
 
-def _make(path: Path, name: str) -> Path:
-    model_class, config_class, fields = MODELS[name]
-    torch.manual_seed(sum(map(ord, name)))
-    model = model_class(config_class(**{**SHAPE, **fields}))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.1 + ("norm" in key))
-    model.save_pretrained(path)
-    return path
+@dataclass(frozen=True)
+class Served:
+    """What a run of vLLM gave."""
+
+    trained: Path
+    answer: dict[str, Any]
+    outcomes: dict[Case, Outcome]
 
 
-def _greedy(model_dir: Path) -> list[list[int]]:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    answers = []
-    for prompt in PROMPTS:
+@pytest.fixture(scope="module")
+def served(request, tmp_path_factory) -> Served:
+    """The trained model, and the families whose tests are selected."""
+    names = {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.module is request.module and item.originalname == FAMILY_TEST
+    }
+    directory = tmp_path_factory.mktemp("served")
+    engine = Engine(directory)
+    trained = directory / "trained"
+    assert cli.main(
+        ["compress", str(TRAINED), "-o", str(trained), "--layers", "4", "--quiet",
+         "--samples", "4", "--seq-len", "256", "--evaluation", "none"]
+    ) == 0  # fmt: skip
+    engine.ask("trained", trained, logprobs=False)
+    unpruned = {n for n in names if n in RECORD["families"] and disagrees(RECORD["families"][n])}
+    cases = [case for case in tiny.cases() if case[0] in names]
+    outcomes = measure(cases, unpruned, engine, directory)
+    return Served(trained, engine.answers()["trained"], outcomes)
+
+
+def greedy(directory: Path) -> list[list[int]]:
+    """What transformers continues the prompts with."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    found = []
+    for prompt in prompts():
         ids = torch.tensor([prompt])
         out = model.generate(
             ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
             attention_mask=torch.ones_like(ids), pad_token_id=0,
         )  # fmt: skip
-        answers.append(out[0, len(prompt) :].tolist())
-    return answers
-
-
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory) -> dict[str, Path]:
-    """The directories that `compress` wrote, by name; folds and depths vary."""
-    root = tmp_path_factory.mktemp("served")
-    tokens = root / "tokens.safetensors"
-    torch.manual_seed(0)
-    save_file({"input_ids": torch.randint(0, 256, (4, 32))}, tokens)
-    outputs = {}
-    for number, name in enumerate(MODELS):
-        source = _make(root / f"source-{name}", name)
-        outputs[name] = root / name
-        options = [
-            "--layers",
-            str(1 + number % 2),
-            "--fold",
-            ("downstream", "upstream")[number % 2],
-        ]
-        assert cli.main(
-            ["compress", str(source), "-o", str(outputs[name]), "--calibration", str(tokens),
-             "--dtype", "float32", "--quiet", "--protect-last", "2", *options]
-        ) == 0  # fmt: skip
-    outputs["tiny-python-lm"] = root / "tiny"
-    assert cli.main(
-        ["compress", str(TINY), "-o", str(outputs["tiny-python-lm"]), "--layers", "4", "--quiet",
-         "--samples", "4", "--seq-len", "256", "--evaluation", "none"]
-    ) == 0  # fmt: skip
-    return outputs
+        found.append(out[0, len(prompt) :].tolist())
+    return found
 
 
 @pytest.mark.vllm
-def test_greedy_tokens_equal_those_of_transformers(compressed):
-    request = {
-        "models": [str(path) for path in compressed.values()],
-        "prompts": PROMPTS,
-        "new_tokens": NEW_TOKENS,
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("vllm_greedy.py"))],
-        input=json.dumps(request), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers = json.loads(done.stdout[done.stdout.index("ANSWER") + len("ANSWER") :])
-    expected = {name: _greedy(path) for name, path in compressed.items()}
-    assert {name: answers[str(path)] for name, path in compressed.items()} == expected
+def test_greedy_tokens_of_a_trained_model_are_those_of_transformers(served):
+    assert served.answer.get("tokens") == greedy(served.trained), served.answer
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the record is of vLLM's CPU build")
+@pytest.mark.parametrize("name", list(FAMILIES.names()))
+def test_family_is_served_as_recorded(name, served):
+    assert name in RECORD["families"], f"{name} has no record; run: make verified ARGS={name}"
+    found, recorded = entry(name, served.outcomes), RECORD["families"][name]
+    assert gist(found) == gist(recorded), f"{found}; {AGAIN.format(name)}"
+    assert BROKEN not in json.dumps(found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the record is of vLLM's CPU build")
+def test_record_is_of_these_families_and_versions():
+    assert set(RECORD["families"]) == set(FAMILIES.names())
+    assert {key: RECORD[key] for key in versions()} == versions()
+    assert RECORD["tolerance"] == TOLERANCE
+
+
+def served_by_llama(difference: float, short: float = 0.0) -> Outcome:
+    return Outcome("", "LlamaForCausalLM", difference, short)
+
+
+REFUSED = Outcome(error="ValueError: no")
+
+
+@pytest.mark.parametrize(
+    ("pruned", "before", "expected"),
+    [
+        ([served_by_llama(1e-5)], None, "agrees"),
+        ([Outcome("", "TransformersForCausalLM", 1e-5)], None,
+         "agrees through the Transformers backend"),
+        ([served_by_llama(1.0)], served_by_llama(1.1), "differs before pruning: 1.1e+00"),
+        ([REFUSED], REFUSED, "not served: ValueError: no"),
+        # a wrong fold in one place, a wrong layer, other tokens, a file that cannot be read
+        ([served_by_llama(1e-5), served_by_llama(0.5)], served_by_llama(1e-5), BROKEN),
+        ([served_by_llama(4.0)], served_by_llama(1.1), BROKEN),
+        ([served_by_llama(1e-5, short=0.5)], served_by_llama(1e-5), BROKEN),
+        ([REFUSED], served_by_llama(1e-5), BROKEN),
+        ([REFUSED], served_by_llama(1.1), BROKEN),
+        ([served_by_llama(1.0)], None, BROKEN),
+    ],
+)  # fmt: skip
+def test_only_what_was_wrong_before_is_excused(pruned, before, expected):
+    assert verdict(pruned, before).startswith(expected)
