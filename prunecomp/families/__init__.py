@@ -36,7 +36,7 @@ def family_for(config: dict, *, where: str) -> ModelFamily:
             )
         raise UnsupportedModelError(
             f"{where}: model type {model_type!r} is not supported"
-            f"{did_you_mean(str(model_type), names)} (supported: {', '.join(names)})"
+            f"{did_you_mean(str(model_type), names)} (`cli.py families` lists what is)"
         )
     family = known[model_type]
     reason = family.reason_against(config)
