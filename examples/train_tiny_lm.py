@@ -3,6 +3,9 @@
     python examples/train_tiny_lm.py --arch llama --output examples/tiny-python-lm
     python examples/train_tiny_lm.py --arch qwen3 --output examples/tiny-python-lm-qwen3
 
+With ``--init DIR`` the weights are those of an earlier run; the READMEs of the models give the
+commands that made them.
+
 Text, tokenizer and weights all come from `prunecomp.calibration.python_stdlib`: the ``train``
 split is learned, the whole modules of `HELD_OUT` are only ever evaluated. Nothing is downloaded.
 
@@ -166,7 +169,11 @@ class Trainer:
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             bos_token_id=end, eos_token_id=end, pad_token_id=None, **architecture["fields"],
         )  # fmt: skip
-        self.model = architecture["model"](config).to(self.device)
+        if args.init:
+            self.model = architecture["model"].from_pretrained(args.init, dtype=torch.float32)
+        else:
+            self.model = architecture["model"](config)
+        self.model.to(self.device)
         self.optimizers = optimizers_for(self.model, args.learning_rate)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.state = args.output.parent / f".{args.output.name}.train.pt"
@@ -237,17 +244,17 @@ class Trainer:
         print(json.dumps(entry), file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        # Most tokens in short windows, which are cheaper; the last twentieth in the full context,
-        # so that every position up to CONTEXT is trained.
+        # Most tokens in short windows, which are cheaper; the last ones in the full context, so
+        # that every position up to CONTEXT is trained.
         step, length = self.seen // self.args.batch_tokens, 0
         while self.seen < self.tokens:
-            wanted = 256 if self.seen < 0.95 * self.tokens else CONTEXT
+            wanted = 256 if self.seen < self.args.short_share * self.tokens else CONTEXT
             if length != wanted:
                 length, loss_function = wanted, self.prepare(wanted)
             loss = self.step(loss_function, length)
             step, done = step + 1, self.seen >= self.tokens
-            if step % 50 == 0 or done:
-                self.report(loss, length, evaluate=done or step % 200 == 0)
+            if step % self.args.log_steps == 0 or done:
+                self.report(loss, length, evaluate=done or step % (4 * self.args.log_steps) == 0)
                 self.save()
 
     def finish(self) -> dict:
@@ -275,8 +282,12 @@ def main() -> int:
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tokens", type=int, help="tokens to train on (default: by --arch)")
+    parser.add_argument("--init", type=Path, help="start from the weights in this directory")
+    parser.add_argument("--short-share", type=float, default=0.95,
+                        help="share of the tokens in windows of 256; the rest in full ones")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--log-steps", type=int, default=50, help="steps between two saves")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
