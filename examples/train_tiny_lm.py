@@ -284,7 +284,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="tokens to train on (default: by --arch)")
     parser.add_argument("--init", type=Path, help="start from the weights in this directory")
     parser.add_argument("--short-share", type=float, default=0.95,
-                        help="share of the tokens in windows of 256; the rest in full ones")  # fmt: skip
+                        help="share of the tokens in windows of 256; then full ones")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--log-steps", type=int, default=50, help="steps between two saves")

@@ -142,6 +142,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         with safe_open(spec.file, framework="pt") as file:
             return file.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.index  # a Mapping's own way would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.index)
 

@@ -154,7 +154,7 @@ def print_dry_run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Reci
     print_document(args, document, [
         f"would remove {recipe.num_removed} of {checkpoint.num_hidden_layers} layers of "
         f"{checkpoint.path} ({checkpoint.family.model_type}, "
-        f"{checkpoint.dense.parameters(checkpoint):,} parameters)",
+        f"{checkpoint.dense.parameters(checkpoint.index):,} parameters)",
         f"by {recipe.metric}, {recipe.strategy}, compensation {recipe.compensation}, "
         f"folded {recipe.fold}",
         f"on {samples} x {seq_len} tokens of {args.calibration}, {recipe.dtype} on {recipe.device}",
