@@ -63,7 +63,7 @@ def test_tied_head(inspected, edit_config):
     assert set(found["folds"]["upstream"]["outside"]) == outside
 
 
-def test_quantised(inspected, tmp_path):
+def test_quantised(cli, tmp_path):
     """The scales are told, and that the weights are computed from what the files hold."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -81,7 +81,11 @@ def test_quantised(inspected, tmp_path):
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
         tensors[f"{name}_scale_inv"] = torch.ones(-(-rows // 16), -(-columns // 16))
     save_file(tensors, tmp_path / "fp8" / "model.safetensors", metadata={"format": "pt"})
-    found = inspected(tmp_path / "fp8")
+    tokens = tmp_path / "tokens.safetensors"  # this model has no tokenizer
+    save_file({"input_ids": torch.arange(64).view(2, 32)}, tokens)
+    ended = cli("inspect", tmp_path / "fp8", "--calibration", tokens, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
     assert found["quantised"] == "fp8"
     assert set(found["folds"]["downstream"]["layers"]) == {
         "self_attn.o_proj.weight_scale_inv", "mlp.down_proj.weight_scale_inv",
