@@ -51,13 +51,22 @@ class Setting:
 class Study:
     """One loaded model, reset to its base for every setting."""
 
-    def __init__(self, checkpoint: Checkpoint, request: PlanRequest, progress: Progress) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        request: PlanRequest,
+        progress: Progress,
+        *,
+        evaluation_samples: int,
+    ) -> None:
         self.checkpoint, self.request, self.progress = checkpoint, request, progress
         self.recipe = resolve_recipe(checkpoint, request, progress)
         self.calibration, evaluation = load_texts(checkpoint, request)
         if evaluation is None:
             raise PruneCompError("the ablation needs evaluation text; give --evaluation")
-        self.evaluation: CalibrationSet = evaluation
+        self.evaluation: CalibrationSet = replace(
+            evaluation, input_ids=evaluation.input_ids[:evaluation_samples]
+        )
         self.model = PlannedModel(
             checkpoint,
             device=resolve_device(self.recipe.device),
@@ -239,7 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 6])
     parser.add_argument("--output", type=Path, help="Markdown file to update")
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--evaluation-samples", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=5, help="random removals per depth")
@@ -253,7 +263,10 @@ def main(argv: list[str] | None = None) -> int:
         device=args.device, dtype=args.dtype,
     )  # fmt: skip
     try:
-        study = Study(Checkpoint(args.model), request, Progress(quiet=args.quiet))
+        study = Study(
+            Checkpoint(args.model), request, Progress(quiet=args.quiet),
+            evaluation_samples=args.evaluation_samples,
+        )  # fmt: skip
         report = run_study(study, depths, args.trials)
         print(table(report), powers_table(report), sep="\n\n")
         if args.output:
