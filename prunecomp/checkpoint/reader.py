@@ -87,7 +87,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def _check_unquantized(self) -> None:
         """Refuses codes without the settings that say what they stand for."""
         for name, spec in self.index.items():
-            if spec.dtype.startswith(("F4", "F6", "F8")) or name.endswith(".qweight"):
+            if spec.dtype.startswith(("F4", "F6_", "F8_")) or name.endswith(".qweight"):
                 raise CheckpointError(
                     f"{self.path}: {name} is {spec.dtype}, but {CONFIG_FILE} has no "
                     "quantization_config; restore it"
