@@ -30,7 +30,7 @@ test: $(READY) ## run the tests; make test ARGS="-k fold" for some of them
 demo: $(READY) ## prune, repair, export and serve a small model
 	$(RUN) examples/demo.py $(ARGS)
 
-results: $(READY) ## measure again the tables of docs/results.md (half an hour on two cores)
+results: $(READY) ## measure again the tables of docs/results.md (ten minutes on one core)
 	$(RUN) -m bench.ablation examples/tiny-python-lm --output docs/results.md $(ARGS)
 
 verified: $(READY) ## serve every family with vLLM and write docs/verified_vllm.json; ARGS="llama opt" for some
