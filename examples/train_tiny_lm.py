@@ -272,7 +272,11 @@ class Trainer:
         }
         self.model.to(torch.bfloat16).save_pretrained(output)
         self.tokenizer.save_pretrained(output)
-        (output / "training.json").write_text(json.dumps(result, indent=1) + "\n")
+        before = self.args.init / "training.json" if self.args.init else None
+        runs = json.loads(before.read_text())["runs"] if before else []
+        (output / "training.json").write_text(
+            json.dumps({"runs": [*runs, result]}, indent=1) + "\n"
+        )
         self.state.unlink(missing_ok=True)
         return result
 
