@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +10,18 @@ from prunecomp.checkpoint.files import resolved_config
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError, PruneCompError, UsageError
 from prunecomp.families._table import pinned_transformers, row, vllm_results
+from prunecomp.families.base import any_expert
 from prunecomp.fold import choose_fold, compile_edits
 from prunecomp.metrics import METRICS
 from prunecomp.pipeline import EVALUATION_SAMPLES, PlanRequest, load_texts, resolve_recipe
 from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
 from prunecomp.progress import Progress
+from prunecomp.verify import meta_model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from prunecomp.memory import Files
-
-
-def _pattern(relative: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", relative)
 
 
 def _cut(checkpoint: Checkpoint, fold: str, first: int) -> PrunePlan:
@@ -56,7 +53,7 @@ def folded_tensors(checkpoint: Checkpoint, fold: str) -> dict[str, dict[str, int
     }  # fmt: skip
     located = {name: checkpoint.family.layer_of(name) for name in checkpoint if name in scaled}
     return {
-        "layers": dict(Counter(_pattern(found[1]) for found in located.values() if found)),
+        "layers": dict(Counter(any_expert(found[1]) for found in located.values() if found)),
         "outside": {name: 1 for name, found in located.items() if not found},
     }
 
@@ -110,13 +107,8 @@ def _quantisation(checkpoint: Checkpoint) -> str | None:
 
 def _meta_model(checkpoint: Checkpoint) -> nn.Module:
     """The model of transformers' class, without memory for its weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return meta_model(checkpoint.path)
     except Exception as error:  # a config with odd values can raise anything in there
         reason = " ".join(str(error).split())[:300] or repr(error)
         raise CheckpointError(

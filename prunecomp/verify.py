@@ -12,7 +12,7 @@ from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import PruneCompError, VerificationError
 
 
-def _meta_model(path: Path) -> torch.nn.Module:
+def meta_model(path: Path) -> torch.nn.Module:
     """The model that transformers builds from the config, without memory for its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -99,7 +99,7 @@ def check_written(source: Checkpoint, written: Path, kept: tuple[int, ...]) -> l
     """
     try:
         result = Checkpoint(written)
-        new, old = _meta_model(written), _meta_model(source.path)
+        new, old = meta_model(written), meta_model(source.path)
     except (PruneCompError, ValueError, OSError, TypeError) as error:
         raise VerificationError(f"the written directory does not load: {error}") from error
 

@@ -125,13 +125,22 @@ def plan_lines(plan: PrunePlan) -> list[str]:
     return lines
 
 
-def written_lines(written) -> list[str]:
+def _written_lines(written) -> list[str]:
     """What was written, to read."""
     share = written.parameters / written.source_parameters
     return [
         f"parameters {written.source_parameters:,} -> {written.parameters:,} ({share:.1%})",
         f"wrote    {written.output}  ({written.nbytes:,} bytes of weights)",
     ]
+
+
+def print_written(args: argparse.Namespace, plan, written) -> None:
+    """The result of a command that wrote a model."""
+    print_document(
+        args,
+        {"plan": plan.to_json(), "written": written.to_json()},
+        plan_lines(plan) + _written_lines(written),
+    )
 
 
 def print_dry_run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prunecomp.commands._request import plan_lines, written_lines
+from prunecomp.commands._request import plan_lines, print_written
 from prunecomp.commands.base import Command, add_output, open_model, print_document
 from prunecomp.progress import Progress
 
@@ -34,11 +34,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     written = pipeline.apply_plan(
         checkpoint, plan, args.output, overwrite=args.overwrite, progress=progress
     )
-    print_document(
-        args,
-        {"plan": plan.to_json(), "written": written.to_json()},
-        plan_lines(plan) + written_lines(written),
-    )
+    print_written(args, plan, written)
     return 0
 
 

@@ -6,12 +6,11 @@ import argparse
 
 from prunecomp.commands._request import (
     add_request,
-    plan_lines,
     print_dry_run,
+    print_written,
     request_of,
-    written_lines,
 )
-from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model
 from prunecomp.progress import Progress
 
 EXAMPLES = """\
@@ -42,11 +41,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         checkpoint, request_of(args), args.output, name=args.model,
         overwrite=args.overwrite, progress=progress,
     )  # fmt: skip
-    print_document(
-        args,
-        {"plan": plan.to_json(), "written": written.to_json()},
-        plan_lines(plan) + written_lines(written),
-    )
+    print_written(args, plan, written)
     return 0
 
 

@@ -34,6 +34,11 @@ UNNORMED_READERS = (
 LAYER_TYPES = PerLayer("layer_types")
 
 
+def any_expert(relative: str) -> str:
+    """A name inside a layer with ``*`` for the number of the expert."""
+    return re.sub(r"\.\d+\.", ".*.", relative)
+
+
 @dataclass(frozen=True)
 class ModelFamily:
     """One architecture. Relative names are those inside a layer; ``*`` stands for any expert.
@@ -131,7 +136,7 @@ class ModelFamily:
 
     def power(self, relative: str) -> int:
         """With which power of the stream's scale a layer's tensor goes: 1, -1 or 0."""
-        name = re.sub(r"\.\d+\.", ".*.", relative)
+        name = any_expert(relative)
         return (name in self.writers) - (name in self.readers)
 
     def reason_against(self, config: Mapping[str, Any]) -> str | None:
