@@ -1,0 +1,357 @@
+"""What a benchmark report says: the dataclasses of ``report.json``.
+
+Plain data and the standard library. All names carry their unit; null means not measured, and
+there is never a NaN. A reader that meets another version, a missing or an unknown key says so.
+The parts live in `bench.conditions` and `bench.quantities`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.conditions import Environment, Settings
+from bench.quantities import Estimate, Percentiles, Ratio, Spread
+from bench.records import parse, plain
+from prunecomp.errors import UsageError
+
+SCHEMA_VERSION = 1
+KIND = "prunecomp-bench"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One directory.
+
+    Attributes:
+        id: short name, unique in the report; ``base`` for the base.
+        role: ``base`` or ``pruned``.
+        layers_removed: against the base.
+        removed: original indices; empty where the directory has no ``prunecomp.json``.
+        weights_bytes: of the files.
+        plan: the plan in ``prunecomp.json`` (see `prunecomp.plan`), or null.
+    """
+
+    id: str
+    path: str
+    role: str
+    model_type: str
+    num_hidden_layers: int
+    layers_removed: int
+    removed: tuple[int, ...]
+    parameters: int
+    weights_bytes: int
+    plan: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ServingMetrics:
+    """Of one load point; see docs/bench.md for the definitions."""
+
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles
+    itl_ms: Percentiles
+    e2el_ms: Percentiles
+    requests_per_s: Spread
+    output_tokens_per_s: Spread
+    total_tokens_per_s: Spread
+    goodput_requests_per_s: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One load point of one model.
+
+    Attributes:
+        mode: ``closed`` (a fixed number of requests in flight) or ``open`` (Poisson arrivals).
+        completed: requests, over all repeats.
+        failed: requests, over all repeats.
+        metrics: null where no repeat succeeded.
+        raw: the load generator's own files, relative to the report.
+    """
+
+    model: str
+    mix: str
+    mode: str
+    concurrency: int | None
+    request_rate: float | None
+    completed: int
+    failed: int
+    metrics: ServingMetrics | None
+    raw: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Generation without a server.
+
+    Attributes:
+        measure: ``throughput`` (all prompts of a mix at once) or ``latency`` (one batch).
+        mix: null for latency.
+        batch: prompts that are given at once.
+        seconds: wall time of one generation.
+        prefill_s: time to generate one token; latency only.
+        decode_s_per_token: ``(seconds - prefill_s) / (output_tokens - 1)``; latency only.
+    """
+
+    model: str
+    engine: str
+    measure: str
+    mix: str | None
+    batch: int
+    input_tokens: int
+    output_tokens: int
+    seconds: Spread
+    output_tokens_per_s: Spread
+    total_tokens_per_s: Spread
+    prefill_s: Spread | None = None
+    decode_s_per_token: Spread | None = None
+    raw: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model takes under one engine.
+
+    Attributes:
+        weights_bytes: as stored.
+        kv_cache_tokens: that fit into `kv_budget_bytes`, as the engine says; null if it does not.
+        kv_bytes_per_token: counted from the config; null where it is not known (see `note`).
+        peak_bytes: highest seen, of `peak_of`: ``process RSS`` or ``GPU``.
+    """
+
+    model: str
+    engine: str
+    weights_bytes: int
+    kv_cache_tokens: int | None = None
+    kv_bytes_per_token: int | None = None
+    kv_budget_bytes: int | None = None
+    peak_bytes: int | None = None
+    peak_of: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Counted work by part of the model; `kv_cache` is zero where it plays no part."""
+
+    layers: float
+    embedding: float
+    head: float
+    kv_cache: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counted work at the lengths of the report's first mix, decode at batch 1."""
+
+    prefill_flops_per_token: Parts
+    decode_bytes_per_token: Parts
+
+
+@dataclass(frozen=True)
+class CeilingPoint:
+    """One speedup against the ideal one.
+
+    Attributes:
+        what: for people: ``decode, batch 1, vllm``.
+        stage: ``prefill``, ``decode``, ``throughput`` or ``serving``.
+        ideal: ratio of the counted work of base and pruned.
+        share_of_ideal: ``measured.value / ideal``.
+    """
+
+    what: str
+    stage: str
+    engine: str
+    batch: int | None
+    mix: str | None
+    ideal: float
+    measured: Ratio | None
+    share_of_ideal: float | None
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How much of what the counted work allows was reached."""
+
+    model: str
+    against: str
+    work: Work
+    points: tuple[CeilingPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of one task for one model.
+
+    Attributes:
+        group: the task set that was asked for, or the task itself.
+        chance: what guessing gives, where it is known.
+        kind: ``choice`` or ``generation``.
+    """
+
+    model: str
+    task: str
+    group: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    chance: float | None = None
+    kind: str = "choice"
+
+
+@dataclass(frozen=True)
+class Retained:
+    """``pruned / base`` of one task."""
+
+    model: str
+    task: str
+    group: str
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class MeanRetained:
+    """The mean of `Retained` over the tasks of a group."""
+
+    model: str
+    group: str
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of one model on one text."""
+
+    model: str
+    text: str
+    value: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What lm-eval says, and perplexities."""
+
+    engine: str
+    num_fewshot: int | None
+    results: tuple[TaskResult, ...] = ()
+    retained: tuple[Retained, ...] = ()
+    mean_retained: tuple[MeanRetained, ...] = ()
+    perplexity: tuple[Perplexity, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One depth; `ratio` is its perplexity over that of the base."""
+
+    layers_removed: int
+    removed: tuple[int, ...]
+    perplexity: float
+    ratio: float
+    retained: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Every depth of one nested plan; `recommended` is null where no depth keeps the criterion."""
+
+    max_layers: int
+    points: tuple[FrontierPoint, ...]
+    criterion: dict[str, Any]
+    recommended: int | None
+    plan: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row per pruned model.
+
+    Attributes:
+        speedup: of ``decode``, ``prefill``, ``throughput`` (offline, first engine) and
+            ``serving_output_tokens_per_s``; what was not measured is missing.
+        retained: mean over the tasks of the first group.
+    """
+
+    model: str
+    layers_removed: int
+    speedup: dict[str, Ratio]
+    retained: Estimate | None
+    weights_ratio: float
+    kv_tokens_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What did not work, in one line with the end of the log."""
+
+    model: str
+    stage: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole of ``report.json``; ``schema_version`` and ``kind`` are added when written."""
+
+    created: str
+    command: tuple[str, ...]
+    duration_s: float
+    settings: Settings
+    environment: Environment
+    models: tuple[Model, ...]
+    serving: tuple[Serving, ...] = ()
+    offline: tuple[Offline, ...] = ()
+    memory: tuple[Memory, ...] = ()
+    ceiling: tuple[Ceiling, ...] = ()
+    accuracy: Accuracy | None = None
+    frontier: Frontier | None = None
+    summary: tuple[Summary, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: dictionaries, lists, numbers, strings."""
+        return {"schema_version": SCHEMA_VERSION, "kind": KIND, **plain(self)}
+
+
+def from_json(document: Mapping[str, Any], *, name: str = "report") -> Report:
+    """The report in `document`.
+
+    Args:
+        name: how to call it in an error: its file.
+
+    Raises:
+        UsageError: it is no report of this version.
+    """
+    if not isinstance(document, Mapping) or document.get("kind") != KIND:
+        raise UsageError(f"{name}: is not a report of `bench`; give its report.json")
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{name}: has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "use the version of prunecomp that wrote it"
+        )
+    rest = {k: v for k, v in document.items() if k not in {"kind", "schema_version"}}
+    return parse(Report, rest, name)
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file, or in the ``report.json`` of a directory.
+
+    Raises:
+        UsageError: there is none that can be read.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
+        raise UsageError(f"{file}: {reason}; give the report.json that `bench` wrote") from error
+    return from_json(document, name=str(file))
