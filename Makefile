@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that run the tests; none for a selection, which would wait longer for them to start.
+WORKERS ?= $(if $(ARGS),0,2)
 # cuda where an NVIDIA driver answers, else cpu. Override: make test ACCELERATOR=cpu
 ACCELERATOR ?= $(if $(wildcard /dev/nvidiactl)$(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 # The CPU build of torch: a wheel that pip's own find-links setting offers, else this index.
@@ -25,7 +27,7 @@ help: ## list the targets
 setup: $(READY) ## make the environment in .venv (the other targets do so by themselves)
 
 test: $(READY) ## run the tests; make test ARGS="-k fold" for some of them
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 demo: $(READY) ## prune, repair, export and serve a small model
 	$(RUN) examples/demo.py $(ARGS)

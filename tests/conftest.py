@@ -15,6 +15,11 @@ settings.register_profile("house", deadline=None, derandomize=True, max_examples
 settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """vLLM first: its few modules take longest, and a worker must not be left with them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """``tiny_model(name)``: the HF model in memory, shared; work on copies."""
