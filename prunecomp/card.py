@@ -1,23 +1,20 @@
-"""The model card of a compressed model."""
+"""The model card of a written model."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from prunecomp.plan import PrunePlan
 
 _TEMPLATE = """\
----
-{base_model}library_name: transformers
-pipeline_tag: text-generation
-tags:
-- prunecomp
-- depth-pruning
----
-
 # {title}
 
 This is `{name}` with {removed_count} of its {depth} decoder layers removed, made by
 prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It is an ordinary
-{model_type} checkpoint: stock transformers and vLLM load it, no custom code is involved.
+{model_type} {kind}, no custom code is involved.
 
 | | |
 |---|---|
@@ -26,9 +23,7 @@ prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It 
 | metric, strategy | {metric}, {strategy} |
 | compensation | {compensation} |
 | calibration | {calibration} |
-| parameters | {parameters:,} of {source_parameters:,} |
-| bytes of weights | {nbytes:,} of {source_nbytes:,} |
-
+{sizes}
 ## Perplexity
 
 {perplexity}
@@ -40,12 +35,60 @@ prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It 
 {rounds}
 
 `prunecomp.json` holds the whole plan: scores of every round, hashes of model and calibration
-tokens, versions and seed. `cli.py apply SOURCE prunecomp.json --output DIR` repeats this
-directory byte for byte.
+tokens, versions and seed. {again}
 
 Removing layers harms long chains of reasoning more than short answers; measure the tasks that
 you care about before you deploy.
 """
+
+_PLAIN = """\
+# {title}
+
+This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No layer was removed.
+`prunecomp.json` says how it was made.
+"""
+
+_CHECKPOINT = "checkpoint: stock transformers and vLLM load it"
+_AGAIN = "`cli.py apply SOURCE prunecomp.json --output DIR` repeats this\ndirectory byte for byte."
+#: What a card says of licence and origin, each on a line of its own.
+_CARRIED = ("license", "license_name", "license_link", "base_model")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a card's front matter says of where a model comes from.
+
+    Attributes:
+        base_model: hub repository of the model that it was made from, where that is known.
+        license: lines of front matter that the source's own card has.
+    """
+
+    base_model: str | None = None
+    license: tuple[str, ...] = ()
+
+
+def origin_of(source: Path, base_model: str | None) -> Origin:
+    """What is known of the model directory `source`, from its own card.
+
+    Args:
+        base_model: the hub repository that it is, where that is known for sure.
+    """
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    matter = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+    lines = re.findall(r"^([a-z_]+): *(\S.*)$", matter[1] if matter else "", re.M)
+    said = {key: value for key, value in lines if key in _CARRIED}
+    base = base_model or said.pop("base_model", "").strip("\"'")
+    terms = tuple(f"{key}: {value}" for key, value in said.items() if key != "base_model")
+    return Origin(base.partition("@")[0] or None, terms)
+
+
+def _front_matter(origin: Origin, library: str, tags: Sequence[str]) -> str:
+    lines = [f"base_model: {origin.base_model}"] if origin.base_model else []
+    lines += [*origin.license, f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", "", ""])
 
 
 def _perplexity(plan: PrunePlan) -> str:
@@ -62,22 +105,38 @@ def _perplexity(plan: PrunePlan) -> str:
     return "\n".join(lines)
 
 
+def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -> str:
+    rows = {"parameters": parameters, "bytes of weights": nbytes}
+    return "".join(
+        f"| {what} | {new:,} of {old:,} |\n"
+        for what, (new, old) in ((k, v) for k, v in rows.items() if v is not None)
+    )
+
+
 def model_card(
-    plan: PrunePlan, *, title: str, parameters: tuple[int, int], nbytes: tuple[int, int]
-) -> str:
-    """The text of README.md.
+    plan: PrunePlan, *, title: str, origin: Origin, parameters: tuple[int, int] | None = None,
+    nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
+    library: str = "transformers", tags: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The text of README.md of a compressed model.
 
     Args:
         parameters: of the result and of the source.
         nbytes: of the weights of the result and of the source.
+        kind: what it is and who loads it.
+        again: how it is made again.
+        library: that loads it, as the hub calls it.
+        tags: further ones.
     """
     recipe, calibration = plan.recipe, plan.calibration
     folded = "" if recipe.compensation == "none" else f", folded {recipe.fold}"
-    return _TEMPLATE.format(
-        base_model=f"base_model: {plan.source.name}\n" if plan.source.on_hub else "",
+    matter = _front_matter(origin, library, ["prunecomp", "depth-pruning", *tags])
+    return matter + _TEMPLATE.format(
         title=title,
         name=plan.source.name,
         model_type=plan.source.model_type,
+        kind=kind,
+        again=again,
         removed_count=len(plan.removed),
         depth=plan.source.num_hidden_layers,
         removed=", ".join(map(str, plan.removed)),
@@ -89,13 +148,35 @@ def model_card(
             f"{calibration.source}, {calibration.samples} x {calibration.seq_len} tokens, "
             f"seed {calibration.seed}"
         ),
-        parameters=parameters[0],
-        source_parameters=parameters[1],
-        nbytes=nbytes[0],
-        source_nbytes=nbytes[1],
+        sizes=_sizes(parameters, nbytes),
         perplexity=_perplexity(plan),
         rounds="\n".join(
             f"| {n} | {', '.join(map(str, r.removed))} | {r.factor:.6f} |"
             for n, r in enumerate(plan.rounds, start=1)
         ),
     )
+
+
+def plain_card(
+    name: str, model_type: str, *, title: str, origin: Origin, kind: str, library: str,
+    tags: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The text of README.md of a model that was only converted; arguments as in `model_card`."""
+    text = _PLAIN.format(title=title, name=name, model_type=model_type, kind=kind)
+    return _front_matter(origin, library, ["prunecomp", *tags]) + text
+
+
+def export_card(
+    plan: PrunePlan | None, *, name: str, model_type: str, format: str, title: str, origin: Origin,
+    library: str = "transformers",
+) -> str:  # fmt: skip
+    """The text of README.md of an exported model; `plan` is what it went through, if anything."""
+    if format == "safetensors":
+        kind, tags = _CHECKPOINT, []
+    else:
+        kind, tags = f"model in {format} format: what loads that format loads it", [format]
+    common = {"title": title, "origin": origin, "kind": kind, "library": library, "tags": tags}
+    if plan is None:
+        return plain_card(name, model_type, **common)
+    again = "`prunecomp.json` also has\nthe settings of the export."
+    return model_card(plan, again=again, **common)

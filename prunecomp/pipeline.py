@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecomp.card import model_card
+from prunecomp.card import model_card, origin_of
 from prunecomp.checkpoint.files import carry_over, resolved_config, write_config
 from prunecomp.checkpoint.output import output_directory
 from prunecomp.checkpoint.reader import Checkpoint
@@ -21,6 +18,7 @@ from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import NumericError, PlanError, UsageError
 from prunecomp.fold import choose_fold, compile_edits
 from prunecomp.hub import is_repository
+from prunecomp.manifest import MANIFEST_FILE, versions, write_manifest
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
@@ -30,8 +28,6 @@ from prunecomp.verify import check_written
 if TYPE_CHECKING:
     from prunecomp.calibration.data import CalibrationSet
 
-MANIFEST_FILE = "prunecomp.json"
-MANIFEST_VERSION = 1
 EVALUATION_SAMPLES = 64
 STRATEGIES = ("iterative", "one-shot")
 
@@ -79,17 +75,6 @@ class Written:
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "output": str(self.output)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what can change a result."""
-    found = {"python": platform.python_version()}
-    for package in ("prunecomp", "torch", "transformers", "safetensors"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) -> Recipe:
@@ -366,18 +351,13 @@ def apply_plan(
             source_parameters, nbytes, checkpoint.index.nbytes, checks,
         )  # fmt: skip
         card = model_card(
-            plan, title=output.name, parameters=(parameters, source_parameters),
-            nbytes=(nbytes, checkpoint.index.nbytes),
+            plan, title=output.name,
+            origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
+            parameters=(parameters, source_parameters), nbytes=(nbytes, checkpoint.index.nbytes),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
-        manifest = {
-            "schema_version": MANIFEST_VERSION,
-            "prunecomp": versions()["prunecomp"],
-            "checks": checks,
-            "edited_tensors": sum(not edit.is_identity for edit in edits),
-            "plan": plan.to_json(),
-        }
-        (partial / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+        edited = sum(not edit.is_identity for edit in edits)
+        write_manifest(partial, plan, checks=checks, edited_tensors=edited)
     return written
 
 

@@ -121,6 +121,7 @@ class Warm:
 import json, os, signal, sys, traceback
 import cli, prunecomp.pipeline, prunecomp.calibration.runner, prunecomp.calibration.view
 import datasets, torch, transformers.models.llama.modeling_llama
+cli.build_parser()  # imports the commands
 torch.set_num_threads(1)  # faster for a model as small as this
 for line in sys.stdin:
     job = json.loads(line)

@@ -1,0 +1,46 @@
+"""``prunecomp.json``: what a written directory says of its own making."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from prunecomp.errors import PlanError
+from prunecomp.plan import PrunePlan, read_plan
+
+MANIFEST_FILE = "prunecomp.json"
+MANIFEST_VERSION = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("prunecomp", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_manifest(directory: Path, plan: PrunePlan | None, **facts: Any) -> None:
+    """Writes the manifest of `directory`; `plan` is what its layers went through, if anything."""
+    document = {
+        "schema_version": MANIFEST_VERSION,
+        "prunecomp": versions()["prunecomp"],
+        **facts,
+        **({} if plan is None else {"plan": plan.to_json()}),
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def plan_of(directory: Path) -> PrunePlan | None:
+    """The plan that a directory was made by; None where it has none, or one that is damaged."""
+    try:
+        return read_plan(directory / MANIFEST_FILE)
+    except PlanError:
+        return None
