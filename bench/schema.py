@@ -49,11 +49,14 @@ class Model:
 
 @dataclass(frozen=True)
 class ServingMetrics:
-    """Of one load point; see docs/bench.md for the definitions."""
+    """Of one load point; see docs/bench.md for the definitions.
+
+    Outputs of one token have neither `tpot_ms` nor `itl_ms`.
+    """
 
     ttft_ms: Percentiles
-    tpot_ms: Percentiles
-    itl_ms: Percentiles
+    tpot_ms: Percentiles | None
+    itl_ms: Percentiles | None
     e2el_ms: Percentiles
     requests_per_s: Spread
     output_tokens_per_s: Spread
