@@ -16,7 +16,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCELERATOR)
 VERSIONS := constraints/$(ACCELERATOR).txt
-EXTRAS := onnx,eval,data,vllm,dev
+EXTRAS := onnx,eval,data,bench,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
 .PHONY: help setup install-cpu install-cuda test demo results verified docs lint fmt check clean clean-env

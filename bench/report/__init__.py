@@ -1,0 +1,30 @@
+"""A report on disk: ``report.json``, and for people ``report.md`` and ``report.html``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.schema import Report
+
+
+def write(report: Report, directory: Path) -> list[Path]:
+    """Writes the three files into `directory`, replacing older ones; returns their paths.
+
+    The same report gives the same bytes.
+
+    Raises:
+        UsageError: the directory cannot be written.
+        MissingDependencyError: matplotlib or jinja2, which the page needs, is missing.
+    """
+    from bench.report import html, markdown
+    from prunecomp.checkpoint.output import write_text
+
+    texts = {
+        "report.json": json.dumps(report.to_json(), indent=1) + "\n",
+        "report.md": markdown.render(report),
+        "report.html": html.render(report),
+    }
+    for name, text in texts.items():
+        write_text(directory / name, text, overwrite=True)
+    return [directory / name for name in texts]
