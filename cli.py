@@ -19,7 +19,7 @@ exit codes:
   0    done
   1    failed while running
   2    wrong arguments, unusable model, plan, text or output path
-  4    written, but a check of the result failed; nothing is kept
+  4    a check of the result failed, and no model is kept; or a measurement misses a limit
   5    an optional package is missing
   130  interrupted; nothing is left behind
 """

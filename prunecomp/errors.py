@@ -40,6 +40,12 @@ class VerificationError(PruneCompError):
     exit_code = 4
 
 
+class ThresholdError(PruneCompError):
+    """A measured result misses a limit that was asked for; the report of it is kept."""
+
+    exit_code = 4
+
+
 class MissingDependencyError(PruneCompError):
     """An optional package is needed for what was asked."""
 
