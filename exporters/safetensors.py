@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
+import re
 from pathlib import Path
 
 from exporters.base import Exporter, Facts, Source
 from prunecomp.progress import Progress
 
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    nbytes = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if not nbytes:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 5GB or 500MB")
+    return nbytes
+
 
 def _add(group: argparse._ArgumentGroup) -> None:
-    pass
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"],
+        help="convert to it what is not quantised (default: as stored)",
+    )  # fmt: skip
+    split = group.add_mutually_exclusive_group()
+    split.add_argument(
+        "--max-shard-size", type=_size, default=_size("50GB"), metavar="SIZE",
+        help="of the tensors in one file, such as 5GB or 500MB (default: 50GB, as in transformers)",
+    )  # fmt: skip
+    split.add_argument("--single-file", action="store_true", help="one file, whatever its size")
 
 
 def _export(source: Source, target: Path, options: argparse.Namespace, progress: Progress) -> Facts:
-    from prunecomp.checkpoint.files import carry_over, write_config
-    from prunecomp.checkpoint.writer import write_weights
-    from prunecomp.fold import TensorEdit, compile_edits
-    from prunecomp.pipeline import check_source
-    from prunecomp.verify import check_written
+    from prunecomp.device import DTYPES
+    from prunecomp.rewrite import rewrite_model
 
-    checkpoint, plan = source.checkpoint, source.plan
-    if plan is None:
-        kept = tuple(range(checkpoint.num_hidden_layers))
-        edits = tuple(TensorEdit(name, name) for name in checkpoint)
-    else:
-        kept = plan.kept
-        check_source(checkpoint, plan)
-        edits = compile_edits(
-            plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held
-        )
-    nbytes = sum(checkpoint.index[edit.source].nbytes for edit in edits)
-    with progress.bar(nbytes, "writing", unit="B") as bar:
-        files = write_weights(target, checkpoint, edits, on_written=bar.update)
-    files += carry_over(checkpoint.path, target)
-    write_config(target, checkpoint, kept)
-    return {
-        "files": sorted([*files, "config.json"]),
-        "parameters": checkpoint.dense.parameters({edit.source for edit in edits}),
-        "nbytes": nbytes,
-        "checks": check_written(checkpoint, target, kept),
-    }
+    limit = math.inf if options.single_file else options.max_shard_size
+    done = rewrite_model(
+        source.checkpoint, source.plan, target, progress=progress, max_shard_bytes=limit,
+        dtype=DTYPES[options.dtype] if options.dtype else None,
+    )  # fmt: skip
+    return {"dtype": options.dtype or "as stored", **dataclasses.asdict(done)}
 
 
 EXPORTER = Exporter("an ordinary checkpoint: transformers and vLLM load it", _add, _export)

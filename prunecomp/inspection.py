@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunecomp.checkpoint.files import resolved_config
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.errors import CheckpointError, PruneCompError, UsageError
+from prunecomp.errors import PruneCompError, UsageError
 from prunecomp.families._table import pinned_transformers, row, vllm_results
 from prunecomp.families.base import any_expert
 from prunecomp.fold import choose_fold, compile_edits
@@ -16,7 +16,7 @@ from prunecomp.metrics import METRICS
 from prunecomp.pipeline import EVALUATION_SAMPLES, PlanRequest, load_texts, resolve_recipe
 from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
 from prunecomp.progress import Progress
-from prunecomp.verify import meta_model
+from prunecomp.verify import model_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,17 +105,6 @@ def _quantisation(checkpoint: Checkpoint) -> str | None:
     return str(checkpoint.config[checkpoint.quantized.key].get("quant_method", "unknown"))
 
 
-def _meta_model(checkpoint: Checkpoint) -> nn.Module:
-    """The model of transformers' class, without memory for its weights."""
-    try:
-        return meta_model(checkpoint.path)
-    except Exception as error:  # a config with odd values can raise anything in there
-        reason = " ".join(str(error).split())[:300] or repr(error)
-        raise CheckpointError(
-            f"{checkpoint.path}: transformers cannot build the model ({reason}); correct the config"
-        ) from error
-
-
 def _files(checkpoint: Checkpoint, model: nn.Module, dtype: str) -> Files:
     """Which bytes of the files are mapped into memory, and which are computed from."""
     from prunecomp.checkpoint.parameters import ParameterMap
@@ -179,7 +168,7 @@ def _memory(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) ->
         request, layers=checkpoint.family.removal_unit, protect_first=0, protect_last=0
     )
     recipe = resolve_recipe(checkpoint, free, progress)  # for its device and dtype
-    model, text = _meta_model(checkpoint), _text(checkpoint, request)
+    model, text = model_of(checkpoint), _text(checkpoint, request)
     metric = METRICS.get(request.metric)
     layers = list(model.get_submodule(checkpoint.layers_path))
     found = estimate(

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.card import model_card, origin_of
-from prunecomp.checkpoint.files import carry_over, resolved_config, write_config
+from prunecomp.checkpoint.files import resolved_config
 from prunecomp.checkpoint.output import output_directory
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.checkpoint.writer import write_weights
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import NumericError, PlanError, UsageError
-from prunecomp.fold import choose_fold, compile_edits
+from prunecomp.fold import choose_fold
 from prunecomp.hub import is_repository
 from prunecomp.manifest import MANIFEST_FILE, versions, write_manifest
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
+from prunecomp.rewrite import rewrite_model
 from prunecomp.selection import check_recipe, select
-from prunecomp.verify import check_written
 
 if TYPE_CHECKING:
     from prunecomp.calibration.data import CalibrationSet
@@ -297,25 +296,6 @@ def _resumed(plan: PrunePlan, old: PrunePlan) -> PrunePlan:
     return dataclasses.replace(plan, rounds=old.rounds)
 
 
-def check_source(checkpoint: Checkpoint, plan: PrunePlan) -> None:
-    """Refuses to apply a plan to a model that it was not made for.
-
-    Raises:
-        PlanError: depth, config or weights differ.
-    """
-    found = checkpoint.sha256()
-    differing = sorted(
-        file
-        for file in found.keys() | plan.source.sha256.keys()
-        if found.get(file) != plan.source.sha256.get(file)
-    )
-    if differing or checkpoint.num_hidden_layers != plan.source.num_hidden_layers:
-        raise PlanError(
-            f"{checkpoint.path}: the plan was made for another model ({plan.source.name}): "
-            f"{differing[0] if differing else 'the depth'} differs; give the model that was planned"
-        )
-
-
 def apply_plan(
     checkpoint: Checkpoint,
     plan: PrunePlan,
@@ -333,31 +313,21 @@ def apply_plan(
         UsageError: `output` exists or cannot be written.
         VerificationError: what was written does not load as what was planned.
     """
-    check_source(checkpoint, plan)
-    edits = compile_edits(
-        plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held
-    )
-    nbytes = sum(checkpoint.index[edit.source].nbytes for edit in edits)
-    parameters = checkpoint.dense.parameters({edit.source for edit in edits})
     source_parameters = checkpoint.dense.parameters(checkpoint)
     with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
-        with progress.bar(nbytes, "writing", unit="B") as bar:
-            files = write_weights(partial, checkpoint, edits, on_written=bar.update)
-        files += carry_over(checkpoint.path, partial)
-        write_config(partial, checkpoint, plan.kept)
-        checks = check_written(checkpoint, partial, plan.kept)
+        done = rewrite_model(checkpoint, plan, partial, progress=progress)
         written = Written(
-            output, sorted([*files, "config.json", "README.md", MANIFEST_FILE]), parameters,
-            source_parameters, nbytes, checkpoint.index.nbytes, checks,
+            output, sorted([*done.files, "README.md", MANIFEST_FILE]), done.parameters,
+            source_parameters, done.nbytes, checkpoint.index.nbytes, done.checks,
         )  # fmt: skip
         card = model_card(
             plan, title=output.name,
             origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
-            parameters=(parameters, source_parameters), nbytes=(nbytes, checkpoint.index.nbytes),
+            parameters=(done.parameters, source_parameters),
+            nbytes=(done.nbytes, checkpoint.index.nbytes),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
-        edited = sum(not edit.is_identity for edit in edits)
-        write_manifest(partial, plan, checks=checks, edited_tensors=edited)
+        write_manifest(partial, plan, checks=done.checks, edited_tensors=done.edited_tensors)
     return written
 
 

@@ -9,16 +9,36 @@ import torch
 
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.errors import PruneCompError, VerificationError
+from prunecomp.errors import CheckpointError, PruneCompError, VerificationError
 
 
-def meta_model(path: Path) -> torch.nn.Module:
-    """The model that transformers builds from the config, without memory for its weights."""
+def meta_model(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The model that transformers builds from the config, without memory for its weights.
+
+    Args:
+        dtype: that it is made in; None leaves that to transformers.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        options = {} if dtype is None else {"dtype": dtype}
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def model_of(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The same of a checkpoint.
+
+    Raises:
+        CheckpointError: transformers cannot build it from the config.
+    """
+    try:
+        return meta_model(checkpoint.path, dtype)
+    except Exception as error:  # a config with odd values can raise anything in there
+        reason = " ".join(str(error).split())[:300] or repr(error)
+        raise CheckpointError(
+            f"{checkpoint.path}: transformers cannot build the model ({reason}); correct the config"
+        ) from error
 
 
 def _layer_signature(module: torch.nn.Module) -> dict[str, Any]:

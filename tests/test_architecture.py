@@ -29,7 +29,7 @@ ROWS = [
     {"checkpoint"},
     {"calibration"},
     {"metrics", "compensators", "verify"},
-    {"selection"},
+    {"selection", "rewrite"},
     {"pipeline", "memory"},
     {"inspection"},
     {"commands"},

@@ -8,6 +8,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import torch
+
 from prunecomp.checkpoint.reader import CONFIG_FILE, Checkpoint
 from prunecomp.errors import UnsupportedModelError
 
@@ -63,14 +65,29 @@ def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return config.to_dict()
 
 
-def write_config(target: Path, checkpoint: Checkpoint, kept: tuple[int, ...]) -> dict[str, Any]:
+def write_config(
+    target: Path,
+    checkpoint: Checkpoint,
+    kept: tuple[int, ...] | None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
     """Writes the config of the reduced depth and returns it.
 
     ``auto_map`` is dropped: it points at Python files of the source repository, which are never
     run and not carried over; the stock class is the one that was compressed.
+
+    Args:
+        kept: layers; None keeps all, and the config as it stands.
+        dtype: that the weights were converted to.
     """
-    config = checkpoint.family.rewrite_config(checkpoint.config, resolved_config(checkpoint), kept)
+    config = dict(checkpoint.config)
+    if kept is not None:
+        config = checkpoint.family.rewrite_config(config, resolved_config(checkpoint), kept)
+        config.update(checkpoint.quantization_settings(kept))
     config.pop("auto_map", None)
-    config.update(checkpoint.quantization_settings(kept))
+    if dtype is not None:
+        keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
+        config.update(dict.fromkeys(keys, str(dtype).removeprefix("torch.")))
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config

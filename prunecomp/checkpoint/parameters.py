@@ -47,7 +47,7 @@ class ParameterMap:
             rename_source_key,
         )
 
-        rules = get_model_conversion_mapping(model)
+        self._rules = rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         by_pattern = {p: converter for converter in converters for p in converter.source_patterns}
@@ -75,6 +75,42 @@ class ParameterMap:
         """The groups that hold any of `names`, each once."""
         found = {self._of[name].target: self._of[name] for name in names if name in self._of}
         return list(found.values())
+
+    def saved_order(self) -> dict[str, int]:
+        """File names in the order in which transformers saves them after it has loaded them.
+
+        The value is the same for names that are parts of one parameter in memory, as experts may
+        be: transformers never splits such a parameter between files.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+        from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+        # what loading leaves in a model; without any, transformers saves in another order
+        self._model._weight_conversions = [rule for rule in self._rules if rule.was_used()]
+        state = self._model.state_dict()
+        for name in self._model._keys_to_ignore_on_save or ():
+            state.pop(name, None)
+        state = remove_tied_weights_from_state_dict(state, self._model)
+        saved = revert_weight_conversion(self._model, state)
+        return {name: tensor.untyped_storage()._cdata for name, tensor in saved.items()}
+
+    def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """The dtype in which transformers holds each floating tensor, loaded as `dtype`.
+
+        The model must have been made in `dtype`. It is another one where the model's code says
+        so, as for the biases of some routers.
+        """
+        from transformers.core_model_loading import build_glob_alternation
+
+        plan, state = self._model._get_dtype_plan(dtype), self._model.state_dict()
+        pattern, of_group, _ = build_glob_alternation(list(plan))
+        found = {}
+        for group in self:
+            match = pattern.search(group.target) if plan else None
+            held = plan[of_group[match.lastgroup]] if match else state[group.target].dtype
+            if held.is_floating_point:
+                found.update(dict.fromkeys(group.sources, held))
+        return found
 
     def convert(self, group: Group, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parameters that a group becomes; works on the meta device, for shapes alone."""

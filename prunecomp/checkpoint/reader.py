@@ -58,7 +58,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.layers_path = family.layers
         self.index = CheckpointIndex(path)
         self.family = family.in_files(self.index)
-        self._sha256: dict[str, str] | None = None
+        self._sha256: dict[str, str] = {}
         self._check_depth()
         self.quantized: Quantized | None = None
         if quantization is not None:
@@ -153,13 +153,25 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def sha256(self) -> dict[str, str]:
         """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
-        if self._sha256 is None:
-            paths = [self.path / CONFIG_FILE, *self.index.files]
-            # hashlib lets other threads run, so files are hashed side by side.
-            with ThreadPoolExecutor(max_workers=4) as pool:
-                digests = list(pool.map(_file_sha256, paths))
-            self._sha256 = {p.name: d for p, d in zip(paths, digests, strict=True)}
-        return self._sha256
+        unread = [path for path in self._hashed() if path.name not in self._sha256]
+        # hashlib lets other threads run, so files are hashed side by side.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            digests = list(pool.map(_file_sha256, unread))
+        self._sha256.update(zip((path.name for path in unread), digests, strict=True))
+        return {path.name: self._sha256[path.name] for path in self._hashed()}
+
+    def _hashed(self) -> list[Path]:
+        return [self.path / CONFIG_FILE, *self.index.files]
+
+    def known_sha256(self) -> dict[str, str | None]:
+        """The same, of which the weight files' are None that nobody has computed yet."""
+        if CONFIG_FILE not in self._sha256:
+            self._sha256[CONFIG_FILE] = _file_sha256(self.path / CONFIG_FILE)
+        return {path.name: self._sha256.get(path.name) for path in self._hashed()}
+
+    def learn_sha256(self, file: str, digest: str) -> None:
+        """Takes the digest of a file from whoever has read all of it anyway."""
+        self._sha256[file] = digest
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,95 +1,192 @@
-"""Writes safetensors one tensor at a time, byte for byte as the format's own library would.
+"""Writes safetensors as a stream, byte for byte as the format's own library would.
 
-All names, shapes and dtypes are known before the first byte is written, so the header goes first
-and the tensors follow; memory use is one tensor. Tensors without an edit are copied as bytes.
+All names, shapes and dtypes are known before the first byte is written, so every byte of a source
+file has its place. Files are read once, from front to back: the kernel copies what no edit touches,
+and edited tensors pass through memory in pieces, so memory use does not depend on the model.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import errno
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
-from prunecomp.checkpoint.index import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, TensorSpec
+from prunecomp.checkpoint.index import INDEX_FILE
+from prunecomp.checkpoint.layout import (
+    TORCH_DTYPES,
+    Output,
+    Saved,
+    Shard,
+    as_stored,
+    index_text,
+    outputs_of,
+    shards_of,
+)  # fmt: skip
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.fold import Edit
 
-_CHUNK = 16 << 20
-_DTYPE_RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
+#: What is hashed and written side by side, so that it is read from disk only once.
+_WINDOW_BYTES = 64 << 20
+_PIECE_BYTES = 4 << 20  # of a source tensor; a multiple of every dtype's size
+_CHUNK_BYTES = 1 << 20
+#: The kernel, or a file system, cannot copy between these two files by itself.
+_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
 @dataclass(frozen=True)
-class _Output:
-    edit: Edit
-    spec: TensorSpec  # of the source tensor; an edit keeps dtype and shape
+class _Job:
+    """Bytes of a source file, and the place where they go; `output` is None for a plain copy."""
+
+    start: int
+    nbytes: int
+    target: Path
+    place: int
+    output: Output | None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.nbytes
 
 
-def _order(output: _Output) -> tuple[int, str]:
-    """The format's own order inside a file: widest dtype first, then by name."""
-    return -_DTYPE_RANK[output.spec.dtype], output.edit.target
+def _jobs(directory: Path, shards: Sequence[Shard]) -> dict[Path, list[_Job]]:
+    """All jobs by the file that they read, in the order of that file; neighbours are joined."""
+    found: dict[Path, list[_Job]] = {}
+    for shard in shards:
+        for place, output in shard.placed():
+            job = _Job(
+                output.source.offset, output.source.nbytes, directory / shard.name, place,
+                None if output.is_copy else output,
+            )  # fmt: skip
+            found.setdefault(output.source.file, []).append(job)
+    return {
+        file: list(_joined(sorted(jobs, key=lambda j: j.start))) for file, jobs in found.items()
+    }
 
 
-def _header(outputs: Sequence[_Output]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for output in outputs:
-        end = offset + output.spec.nbytes
-        entries[output.edit.target] = {
-            "dtype": output.spec.dtype,
-            "shape": list(output.spec.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def _joined(jobs: Sequence[_Job]) -> Iterator[_Job]:
+    last = None
+    for job in jobs:
+        if (
+            last is not None and last.output is None and job.output is None
+            and last.target == job.target and last.end == job.start
+            and last.place + last.nbytes == job.place
+        ):  # fmt: skip
+            last = replace(last, nbytes=last.nbytes + job.nbytes)
+            continue
+        if last is not None:
+            yield last
+        last = job
+    if last is not None:
+        yield last
 
 
-def _copy(spec: TensorSpec, out: BinaryIO) -> None:
-    with spec.file.open("rb", buffering=0) as source:
-        source.seek(spec.offset)
-        left = spec.nbytes
-        while left:
-            chunk = source.read(min(left, _CHUNK))
-            if not chunk:
-                raise OSError(f"{spec.file} ended early")
-            out.write(chunk)
-            left -= len(chunk)
+def _pieces(jobs: Sequence[_Job]) -> Iterator[_Job]:
+    """The same jobs, none larger than what memory, or a window, is to hold."""
+    for job in jobs:
+        limit = _WINDOW_BYTES if job.output is None else _PIECE_BYTES
+        if job.output is not None and not job.output.edit.elementwise:
+            limit = job.nbytes
+        ratio = 1.0 if job.output is None else job.output.nbytes / max(job.output.source.nbytes, 1)
+        for done in range(0, job.nbytes, limit):
+            yield replace(
+                job, start=job.start + done, nbytes=min(limit, job.nbytes - done),
+                place=job.place + int(done * ratio),
+            )  # fmt: skip
 
 
-def _write_file(
-    path: Path,
-    outputs: Sequence[_Output],
-    checkpoint: Checkpoint,
-    on_written: Callable[[int], None],
-) -> None:
-    ordered = sorted(outputs, key=_order)
-    with path.open("wb") as out:
-        out.write(_header(ordered))
-        for output in ordered:
-            if output.edit.is_identity:
-                _copy(output.spec, out)
-            else:
-                tensor = output.edit.apply(checkpoint[output.edit.source]).contiguous()
-                out.write(tensor.flatten().view(torch.uint8).numpy().data)
-            on_written(output.spec.nbytes)
+def _windows(jobs: Iterator[_Job]) -> Iterator[list[_Job]]:
+    window: list[_Job] = []
+    for job in jobs:
+        if window and job.end - window[0].start > _WINDOW_BYTES:
+            yield window
+            window = []
+        window.append(job)
+    if window:
+        yield window
 
 
-def _shards(outputs: Sequence[_Output], limit: int) -> list[list[_Output]]:
-    """Fills shards in order; a tensor above the limit gets a shard of its own."""
-    shards: list[list[_Output]] = [[]]
-    used = 0
-    for output in outputs:
-        if shards[-1] and used + output.spec.nbytes > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(output)
-        used += output.spec.nbytes
-    return shards
+def _read(source: BinaryIO, start: int, buffer: memoryview) -> None:
+    while buffer:
+        got = os.preadv(source.fileno(), [buffer], start)
+        if not got:
+            raise OSError(f"{source.name} ended early")
+        start, buffer = start + got, buffer[got:]
+
+
+def _write(out: BinaryIO, place: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(out.fileno(), data, place)
+        place, data = place + written, data[written:]
+
+
+def _copy(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
+    """Copies without passing through our memory where the system can do that."""
+    done = 0
+    try:
+        while done < job.nbytes:
+            copied = os.copy_file_range(
+                source.fileno(), out.fileno(), job.nbytes - done, job.start + done, job.place + done
+            )
+            if not copied:
+                break  # the end of the file, or a file system that claims it is
+            done += copied
+    except OSError as error:
+        if error.errno not in _CANNOT_COPY:
+            raise
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, job.nbytes - done)))
+    while done < job.nbytes:
+        part = buffer[: job.nbytes - done]
+        _read(source, job.start + done, part)
+        _write(out, job.place + done, part)
+        done += len(part)
+
+
+def _edit(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
+    assert job.output is not None
+    raw = torch.empty(job.nbytes, dtype=torch.uint8)
+    _read(source, job.start, memoryview(raw.numpy()))
+    tensor = raw.view(TORCH_DTYPES[job.output.source.dtype])
+    if not job.output.edit.elementwise:
+        tensor = tensor.view(job.output.source.shape)
+    value = job.output.edit.apply(tensor, TORCH_DTYPES[job.output.dtype])
+    _write(out, job.place, memoryview(value.contiguous().flatten().view(torch.uint8).numpy()))
+
+
+def _hash(source: BinaryIO, digest, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while start < end:
+        part = buffer[: end - start]
+        _read(source, start, part)
+        digest.update(part)
+        start += len(part)
+
+
+def _write_from(
+    file: Path, jobs: Sequence[_Job], on_written: Callable[[int], None], *, hashed: bool
+) -> str:
+    """Does the jobs that read `file`; returns its SHA-256, or nothing where it is not `hashed`."""
+    digest, at = hashlib.sha256(), 0
+    with file.open("rb", buffering=0) as source, ThreadPoolExecutor(1) as pool:
+        for window in _windows(_pieces(jobs)):
+            reading = pool.submit(_hash, source, digest, at, window[-1].end) if hashed else None
+            for job in window:
+                with job.target.open("r+b", buffering=0) as out:
+                    (_copy if job.output is None else _edit)(source, job, out)
+                on_written(job.nbytes)
+            if reading is not None:
+                reading.result()
+                at = window[-1].end
+        if hashed:
+            _hash(source, digest, at, os.fstat(source.fileno()).st_size)
+    return digest.hexdigest() if hashed else ""
 
 
 def write_weights(
@@ -97,30 +194,38 @@ def write_weights(
     checkpoint: Checkpoint,
     edits: Iterable[Edit],
     *,
+    saved: Saved | None = None,
+    max_shard_bytes: float | None = None,
     on_written: Callable[[int], None] = lambda nbytes: None,
+    on_digest: Callable[[str, str], None] | None = None,
 ) -> list[str]:
     """Writes the edited weights of `checkpoint` into `directory`; returns the file names.
 
-    A source of one file gives one file. A sharded source gives shards no fuller than its
-    fullest, with an index, also when one shard remains.
-
     Args:
-        on_written: called with the number of bytes after each tensor, for progress.
+        saved: order and dtypes; None keeps those of the files.
+        max_shard_bytes: of tensors in one file; None makes shards no fuller than the fullest of
+            the source, and one file of one file.
+        on_written: called with a number of source bytes whenever so many are done.
+        on_digest: called with name and SHA-256 of each source file, once it is read; None does
+            not compute them.
+
+    Raises:
+        NumericError: a value does not fit its new dtype.
     """
-    outputs = [_Output(edit, checkpoint.index[edit.source]) for edit in edits]
-    if not checkpoint.index.sharded:
-        _write_file(directory / SINGLE_FILE, outputs, checkpoint, on_written)
-        return [SINGLE_FILE]
-    shards = _shards(outputs, checkpoint.index.largest_file)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / name, shard, checkpoint, on_written)
-        weight_map.update({output.edit.target: name for output in shard})
-    metadata = {
-        "total_parameters": sum(output.spec.numel for output in outputs),
-        "total_size": sum(output.spec.nbytes for output in outputs),
-    }
-    index = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
-    (directory / INDEX_FILE).write_text(index + "\n", encoding="utf-8")
-    return [*sorted(set(weight_map.values())), INDEX_FILE]
+    saved = as_stored(checkpoint) if saved is None else saved
+    if max_shard_bytes is None:
+        max_shard_bytes = checkpoint.index.largest_file if checkpoint.index.sharded else math.inf
+    shards = shards_of(outputs_of(checkpoint, edits, saved), saved, max_shard_bytes)
+    for shard in shards:
+        (directory / shard.name).write_bytes(shard.header)
+    jobs = _jobs(directory, shards)
+    for file in checkpoint.index.files:
+        digest = _write_from(file, jobs.get(file, []), on_written, hashed=on_digest is not None)
+        if on_digest is not None:
+            on_digest(file.name, digest)
+    names = [shard.name for shard in shards]
+    if len(shards) == 1:
+        return names
+    text = index_text(shards, checkpoint, saved)
+    (directory / INDEX_FILE).write_text(text, encoding="utf-8")
+    return [*names, INDEX_FILE]

@@ -21,6 +21,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
     from prunecomp.plan import read_plan
+    from prunecomp.rewrite import check_source
 
     plan = read_plan(args.plan)
     if args.rounds is not None:
@@ -28,7 +29,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     checkpoint = open_model(args.model)
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
-        pipeline.check_source(checkpoint, plan)
+        check_source(checkpoint, plan)
         print_document(args, {"dry_run": True, "plan": plan.to_json()}, plan_lines(plan))
         return 0
     written = pipeline.apply_plan(

@@ -131,7 +131,7 @@ def _shown(value: Any) -> str:
 
 
 def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan | None) -> None:
-    from prunecomp.pipeline import check_source
+    from prunecomp.rewrite import check_source
 
     if plan is not None:
         check_source(checkpoint, plan)

@@ -29,8 +29,8 @@ MOMENTS = {
     "creating": "prunecomp.checkpoint.output._remove_stale",
     "writing": "prunecomp.checkpoint.writer._copy",
     "copying": "prunecomp.checkpoint.files.shutil.copyfile",
-    "configuring": "prunecomp.pipeline.write_config",
-    "checking": "prunecomp.pipeline.check_written",
+    "configuring": "prunecomp.rewrite.write_config",
+    "checking": "prunecomp.rewrite.check_written",
     "describing": "prunecomp.pipeline.model_card",
     "moving": "prunecomp.checkpoint.output._move_into_place",
 }

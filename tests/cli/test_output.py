@@ -244,42 +244,39 @@ def test_read_only_file_system(refused_compress, model, small_disk):
     refused_compress(model, output=small_disk / "out", says="Read-only file system")
 
 
-@pytest.mark.parametrize("call", ["carry_over", "write_config", "check_written", "model_card"])
+@pytest.mark.parametrize("call", [
+    "rewrite.carry_over", "rewrite.write_config", "rewrite.check_written", "pipeline.model_card",
+])  # fmt: skip
 @pytest.mark.parametrize("error", [
     (OSError(errno.EIO, "Input/output error", "disk"), 1, "disk: Input/output error"),
     (MemoryError(), 1, "out of memory"),
     (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), 1, "out of memory; use"),
 ], ids=["disk", "memory", "cuda"])  # fmt: skip
 def test_failure_at_any_point(refused, model, plan_file, tmp_path, monkeypatch, call, error):
-    from prunecomp import pipeline
-
     exception, code, says = error
 
     def fail(*args, **kwargs):
         raise exception
 
-    monkeypatch.setattr(pipeline, call, fail)
+    monkeypatch.setattr(f"prunecomp.{call}", fail)
     out = tmp_path / "new" / "deep" / "out"
     refused("apply", model, plan_file, "-q", "-o", out, code=code, says=says)
 
 
 def test_failed_verification(refused, model, plan_file, tmp_path, monkeypatch):
-    from prunecomp import pipeline
     from prunecomp.errors import VerificationError
 
     def fail(*args):
         raise VerificationError("the written weights do not fit")
 
-    monkeypatch.setattr(pipeline, "check_written", fail)
+    monkeypatch.setattr("prunecomp.rewrite.check_written", fail)
     refused("apply", model, plan_file, "-q", "-o", tmp_path / "new" / "out", code=4,
             says="do not fit")  # fmt: skip
 
 
 def test_a_bug_is_not_hidden(cli, model, plan_file, tmp_path, monkeypatch):
     """Only what is expected becomes one line."""
-    from prunecomp import pipeline
-
-    monkeypatch.setattr(pipeline, "check_source", lambda *a: 1 / 0)
+    monkeypatch.setattr("prunecomp.rewrite.check_source", lambda *a, **k: 1 / 0)
     before = tree(tmp_path)
     with pytest.raises(ZeroDivisionError):
         cli("apply", model, plan_file, "-o", tmp_path / "out")

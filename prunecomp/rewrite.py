@@ -1,0 +1,111 @@
+"""A model directory made of another one: weights, config and what lies beside, then checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunecomp.checkpoint.files import carry_over, write_config
+from prunecomp.checkpoint.index import CheckpointIndex
+from prunecomp.checkpoint.layout import saved_as
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.writer import write_weights
+from prunecomp.errors import PlanError
+from prunecomp.fold import TensorEdit, compile_edits
+from prunecomp.plan import PrunePlan
+from prunecomp.progress import Progress
+from prunecomp.verify import check_written, model_of
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What `rewrite_model` wrote; `nbytes` are those of the weights."""
+
+    files: list[str]
+    parameters: int
+    nbytes: int
+    edited_tensors: int
+    checks: list[str]
+
+
+def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) -> None:
+    """Refuses to apply a plan to a model that it was not made for.
+
+    Args:
+        read: compute digests of weight files where they are not known yet; else those files are
+            passed over.
+
+    Raises:
+        PlanError: depth, config or weights differ.
+    """
+    found = checkpoint.sha256() if read else checkpoint.known_sha256()
+    expected = plan.source.sha256
+    differing = sorted(
+        file
+        for file in found.keys() | expected.keys()
+        if file not in found or found[file] not in (None, expected.get(file))
+    )
+    differing += sorted(found.keys() - expected.keys())
+    if differing or checkpoint.num_hidden_layers != plan.source.num_hidden_layers:
+        raise PlanError(
+            f"{checkpoint.path}: the plan was made for another model ({plan.source.name}): "
+            f"{differing[0] if differing else 'the depth'} differs; give the model that was planned"
+        )
+
+
+def rewrite_model(
+    checkpoint: Checkpoint,
+    plan: PrunePlan | None,
+    target: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: float | None = None,
+    progress: Progress,
+) -> Rewritten:
+    """Fills the empty directory `target` with the model of `plan`, without running anything.
+
+    Weight files are compared with the plan while they are copied, so that they are read once.
+
+    Args:
+        plan: None keeps all layers.
+        dtype: of floating tensors; None keeps theirs.
+        max_shard_bytes: of tensors in one file; None splits as the source is split.
+
+    Raises:
+        PlanError: the plan belongs to another model.
+        NumericError: a value does not fit its new dtype.
+        VerificationError: what was written does not load as what was planned.
+    """
+    if plan is None:
+        kept = tuple(range(checkpoint.num_hidden_layers))
+        edits = tuple(TensorEdit(name, name) for name in checkpoint)
+    else:
+        kept = plan.kept
+        check_source(checkpoint, plan, read=False)
+        edits = compile_edits(
+            plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held
+        )
+    unread = plan is not None and None in checkpoint.known_sha256().values()
+
+    def compare(file: str, digest: str) -> None:
+        checkpoint.learn_sha256(file, digest)
+        check_source(checkpoint, plan, read=False)
+
+    saved = saved_as(checkpoint, model_of(checkpoint, dtype), dtype)
+    total = sum(checkpoint.index[edit.source].nbytes for edit in edits)
+    with progress.bar(total, "writing", unit="B") as bar:
+        files = write_weights(
+            target, checkpoint, edits, saved=saved, max_shard_bytes=max_shard_bytes,
+            on_written=bar.update, on_digest=compare if unread else None,
+        )  # fmt: skip
+    files += carry_over(checkpoint.path, target)
+    write_config(target, checkpoint, None if plan is None else kept, dtype=dtype)
+    return Rewritten(
+        sorted([*files, "config.json"]),
+        checkpoint.dense.parameters({edit.source for edit in edits}),
+        CheckpointIndex(target).nbytes,
+        sum(not edit.is_identity for edit in edits),
+        check_written(checkpoint, target, kept),
+    )
