@@ -152,7 +152,7 @@ def test_nohup(long_run, tmp_path):
     assert (tmp_path / "a" / "out" / "config.json").exists()
 
 
-STOP = "import prunecomp.pipeline, time; prunecomp.pipeline.{} = lambda *a, **k: time.sleep(600)"
+STOP = "import prunecomp.rewrite as r, time; r.{} = lambda *a, **k: time.sleep(600)"
 
 
 def partials(directory: Path) -> list[Path]:
