@@ -1,0 +1,160 @@
+"""An exported graph against the model in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporters._onnx_graph import first_line
+from prunecomp.errors import VerificationError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+#: Largest difference of logits that passes, as a share of the largest logit: a few roundings of
+#: the format. Eight-bit weights move logits far more; there it only catches what is broken.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 3e-1}
+#: Lengths of the check's calls: a prompt, single tokens from the cache, several from the cache.
+STEPS = (9, 1, 1, 2)
+#: How many tokens of padding are in front of each sequence of the check.
+PADDING = (4, 0, 2)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest |logit of ONNX Runtime - logit of torch|, over all tokens that are not padding."""
+
+    prefill: float
+    decode: float
+    largest_logit: float
+
+    @property
+    def relative(self) -> float:
+        return max(self.prefill, self.decode) / self.largest_logit
+
+
+def open_graph(path: Path, *, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU, silent below errors.
+
+    Raises:
+        VerificationError: it does not load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise VerificationError(f"ONNX Runtime does not load it: {first_line(error)}") from error
+
+
+class Decoder:
+    """A session and its cache: ``step`` gives the logits of further tokens."""
+
+    def __init__(self, session: Any, batch: int) -> None:
+        import numpy as np
+
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._inputs = {value.name for value in session.get_inputs()}
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        self._past = {
+            i.name: np.zeros((batch, int(i.shape[1]), 0, int(i.shape[3])), types[i.type])
+            for i in session.get_inputs()
+            if i.name.startswith("past_key_values")
+        }
+
+    def step(self, **inputs: np.ndarray) -> np.ndarray:
+        """Logits [batch, new, vocabulary] of ``input_ids``; what the graph does not take is left.
+
+        Raises:
+            VerificationError: it does not run.
+        """
+        feed = {name: value for name, value in inputs.items() if name in self._inputs}
+        try:
+            values = self._session.run(self._outputs, feed | self._past)
+        except Exception as error:  # its errors have no common base
+            raise VerificationError(f"ONNX Runtime does not run it: {first_line(error)}") from error
+        made = dict(zip(self._outputs, values, strict=True))
+        logits = made.pop("logits")
+        self._past = {n.replace("present", "past_key_values"): v for n, v in made.items()}
+        return logits
+
+
+def _calls(ids: torch.Tensor, mask: torch.Tensor, steps: Sequence[int]) -> Any:
+    """The inputs of each call, and the logits of which of its tokens count."""
+    positions, end = (mask.cumsum(1) - 1).clamp(min=0), 0
+    for step in steps:
+        begin, end = end, end + step
+        yield (
+            {
+                "input_ids": ids[:, begin:end],
+                "attention_mask": mask[:, :end],
+                "position_ids": positions[:, begin:end],
+            },
+            mask[:, begin:end].bool(),
+        )
+
+
+def compare(path: Path, reference: nn.Module) -> Difference:
+    """ONNX Runtime against torch: a left-padded batch, in one go and then from the cache.
+
+    Raises:
+        VerificationError: the graph does not run, or gives logits that are no numbers where torch
+            gives numbers.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    from exporters._onnx_graph import takes_positions
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(PADDING), sum(STEPS))
+    ids = torch.randint(1, reference.config.vocab_size, shape, generator=generator)
+    mask = (torch.arange(shape[1]) >= torch.tensor(PADDING)[:, None]).long()
+    decoder, cache = Decoder(open_graph(path), len(PADDING)), DynamicCache()
+    differences, largest = [], 0.0
+    for inputs, real in _calls(ids, mask, STEPS):
+        found = torch.from_numpy(decoder.step(**{k: v.numpy() for k, v in inputs.items()}))
+        if not takes_positions(reference):
+            del inputs["position_ids"]
+        with torch.no_grad():
+            wanted = reference(**inputs, past_key_values=cache, use_cache=True).logits[real].float()
+        found = found[real].float()
+        if not (found.isfinite() | ~wanted.isfinite()).all():
+            raise VerificationError(
+                "ONNX Runtime gives logits that are not finite; the model's activations are too "
+                "large for this precision, take --precision bf16 or fp32"
+            )
+        differences.append(float((found - wanted).abs().max()))
+        largest = max(largest, float(wanted.abs().max()))
+    return Difference(differences[0], max(differences[1:]), largest)
+
+
+def check(path: Path, reference: nn.Module, precision: str) -> Difference:
+    """The format's own checker, then the comparison with `reference`, which is in fp32.
+
+    Raises:
+        VerificationError: malformed, or too far from torch.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker and the shape inference raise their own
+        raise VerificationError(
+            f"the ONNX checker refuses the graph: {first_line(error)}"
+        ) from error
+    difference = compare(path, reference)
+    if not difference.relative <= TOLERANCE[precision]:
+        raise VerificationError(
+            f"ONNX Runtime and torch differ by {difference.relative:.2e} of the largest logit, "
+            f"more than the {TOLERANCE[precision]:.0e} that {precision} may; nothing is kept"
+        )
+    return difference

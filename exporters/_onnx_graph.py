@@ -1,0 +1,254 @@
+"""The graph of a decoder with key-value cache, traced by transformers' own ONNX exporter.
+
+Added here: the names and free axes of the usual layout, and weights that are stored once, in the
+order in which ONNX Runtime multiplies them, and at the precision that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunecomp.errors import MissingDependencyError, PruneCompError
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from torch import nn
+
+#: Above this many bytes the weights go into a file beside the graph; protobuf ends at 2 GB.
+EXTERNAL_ABOVE_BYTES = 1_800_000_000
+#: What the pinned torch translates to, and the oldest that its translations are written for.
+OPSETS = range(18, 24)
+DEFAULT_OPSET = 20
+#: Names of the free axes of each input and output, by position; those of optimum.
+BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_length"
+#: Weights of fewer elements stay as they are: biases, norms, tables.
+FEW = 1024
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, on one line."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries of ONNX talk at length; what matters is checked afterwards."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def takes_positions(model: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _sample(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs to trace with, and which of their axes are free.
+
+    Some past, some new tokens; sizes that are equal nowhere by chance. A plain `DynamicCache`
+    keeps the whole past in every layer; windows are in the masks, where they are exact.
+    """
+    import torch
+    from torch.export import Dim
+    from transformers import DynamicCache
+
+    batch, past, new = 2, 5, 3
+    cache = DynamicCache()
+    with torch.no_grad():
+        prompt = torch.ones(batch, past, dtype=torch.long)
+        model(input_ids=prompt, past_key_values=cache, use_cache=True)
+    rows, held = Dim(BATCH), Dim(PAST)
+    inputs = {
+        "input_ids": torch.ones(batch, new, dtype=torch.long),
+        "attention_mask": torch.ones(batch, past + new, dtype=torch.long),
+        "position_ids": torch.arange(past, past + new).expand(batch, -1),
+        "past_key_values": cache,
+    }
+    new_tokens = Dim(NEW)
+    free: dict[str, Any] = {name: {0: rows, 1: new_tokens} for name in inputs}
+    free["attention_mask"] = {0: rows, 1: Dim.AUTO}
+    free["past_key_values"] = [{0: rows, 2: held}] * (2 * len(cache.layers))
+    if not takes_positions(model):
+        del inputs["position_ids"], free["position_ids"]
+    return inputs, free
+
+
+def _name_values(graph: onnx_ir.Graph) -> None:
+    """``...layers.N.keys`` becomes ``past_key_values.N.key`` or ``present.N.key``."""
+    import onnx_ir
+
+    axes = {
+        "input_ids": (BATCH, NEW), "position_ids": (BATCH, NEW), "attention_mask": (BATCH, TOTAL),
+        "logits": (BATCH, NEW),
+    }  # fmt: skip
+    sides = ((graph.inputs, "past_key_values", PAST), (graph.outputs, "present", TOTAL))
+    for values, prefix, length in sides:
+        for value in values:
+            shape = list(value.shape)
+            if "past_key_values" in value.name:
+                _, _, layer, kind = value.name.rsplit(".", 3)
+                value.name = f"{prefix}.{layer}.{kind.removesuffix('s')}"
+                shape[0], shape[2] = BATCH, length
+            else:
+                shape[:2] = axes[value.name]
+            value.shape = onnx_ir.Shape([int(n) if str(n).isdecimal() else n for n in shape])
+
+
+def _lazily(value: onnx_ir.Value, name: str, dtype: Any, make: Any, shape: Any) -> onnx_ir.Value:
+    """A new initialiser beside `value`, made when it is saved, so that weights are held once."""
+    import onnx_ir
+
+    tensor = onnx_ir.LazyTensor(make, dtype=dtype, shape=onnx_ir.Shape(shape), name=name)
+    made = onnx_ir.Value(
+        name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(dtype), const_value=tensor
+    )
+    value.graph.register_initializer(made)
+    return made
+
+
+def _store_as_multiplied(model: onnx_ir.Model) -> None:
+    """Weights that are only read transposed are stored transposed.
+
+    ONNX Runtime would do it at every start, and its quantiser knows constant weights only. The
+    embedding of a tied head is read both ways, and stays one tensor.
+    """
+    import numpy as np
+    import onnx_ir
+
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight.const_value is None or len(weight.uses()) > 1:
+            continue
+        source = weight.const_value
+        order = list(node.attributes["perm"].as_ints())
+        shape = [source.shape[axis] for axis in order]
+
+        def turned(source: Any = source, order: list[int] = order) -> onnx_ir.TensorProtocol:
+            return onnx_ir.tensor(
+                np.ascontiguousarray(source.numpy().transpose(order)), dtype=source.dtype
+            )
+
+        made = _lazily(weight, f"{weight.name}.T", source.dtype, turned, shape)
+        node.outputs[0].replace_all_uses_with(made)
+        model.graph.remove(node, safe=True)
+        del model.graph.initializers[weight.name]
+
+
+def _share_tied(model: onnx_ir.Model) -> None:
+    """The head that is the embedding's transpose becomes a view of it; the tracer copies it."""
+    import numpy as np
+    import onnx_ir
+
+    tables = [n.inputs[0] for n in model.graph if n.op_type == "Gather" and n.inputs[0].const_value]
+    for node in list(model.graph):
+        head = node.inputs[1] if node.op_type == "MatMul" else None
+        if head is None or head.const_value is None:
+            continue
+        for table in tables:
+            if list(head.shape) == list(table.shape)[::-1] and np.array_equal(
+                head.const_value.numpy().T, table.const_value.numpy()
+            ):
+                turn = onnx_ir.node("Transpose", [table], {"perm": [1, 0]})
+                model.graph.insert_before(node, turn)
+                turn.outputs[0].name = f"{table.name}.T"
+                node.replace_input_with(1, turn.outputs[0])
+
+
+def _narrow_weights(model: onnx_ir.Model) -> None:
+    """Weight matrices are stored as bfloat16 and widened when they are read."""
+    import onnx_ir
+
+    for value in list(model.graph.initializers.values()):
+        source = value.const_value
+        if source.dtype != onnx_ir.DataType.FLOAT or source.size < FEW:
+            continue
+
+        def narrowed(source: Any = source) -> onnx_ir.TensorProtocol:
+            import torch
+
+            # torch rounds to nearest; the same tensor class keeps the bits
+            found = torch.from_numpy(source.numpy().copy()).to(torch.bfloat16)
+            return onnx_ir.tensor(found)
+
+        kept = _lazily(
+            value, f"{value.name}.bf16", onnx_ir.DataType.BFLOAT16, narrowed, list(source.shape)
+        )
+        widen = onnx_ir.node("Cast", [kept], {"to": onnx_ir.DataType.FLOAT.value})
+        widen.outputs[0].name = f"{value.name}.fp32"
+        widen.outputs[0].shape, widen.outputs[0].type = value.shape, value.type
+        value.replace_all_uses_with(widen.outputs[0])
+        model.graph.insert_before(model.graph[0], widen)
+        del model.graph.initializers[value.name]
+
+
+def write_graph(model: nn.Module, path: Path, *, opset: int, share: bool, narrow: bool) -> None:
+    """Exports `model`, in its own dtype, to `path`.
+
+    Args:
+        share: keep the head of tied weights as a view of the embedding.
+        narrow: store weights as bfloat16; all else stays in fp32.
+
+    Raises:
+        MissingDependencyError: a package of ONNX is missing.
+        PruneCompError: transformers cannot trace this model.
+    """
+    try:
+        import onnx_ir.passes.common as passes
+        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX export needs onnx and onnxscript ({error}); install prunecomp[onnx]"
+        ) from error
+    with quiet():
+        try:
+            inputs, free = _sample(model)
+            config = OnnxConfig(
+                dynamic=True,
+                dynamic_shapes=free,
+                opset_version=opset,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            program = OnnxExporter().export(model, inputs, config)
+        except Exception as error:  # anything can go wrong in a trace; it is theirs to say what
+            raise PruneCompError(
+                f"{model.config.model_type}: transformers' exporter cannot trace it "
+                f"({first_line(error)})"
+            ) from error
+        found = program.model
+        _name_values(found.graph)
+        _store_as_multiplied(found)
+        if share:
+            _share_tied(found)
+        passes.RemoveUnusedNodesPass()(found)
+        passes.ClearMetadataAndDocStringPass()(found)
+        if narrow:
+            _narrow_weights(found)
+        weights = sum(v.const_value.nbytes for v in found.graph.initializers.values())
+        program.save(str(path), external_data=weights > EXTERNAL_ABOVE_BYTES)
+
+
+def quantise(path: Path) -> None:
+    """Replaces the graph at `path` by one with 8-bit weights, one scale per output channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    full = path.with_name("full-" + path.name)
+    path.rename(full)
+    with quiet():
+        quantize_dynamic(
+            full, path, weight_type=QuantType.QInt8, per_channel=True,
+            use_external_data_format=full.with_name(full.name + ".data").exists(),
+        )  # fmt: skip
+    for left in full.parent.glob(full.name + "*"):
+        left.unlink()
