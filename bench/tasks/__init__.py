@@ -1,0 +1,1 @@
+"""Local tasks for lm-eval, and the scripts that make them."""
