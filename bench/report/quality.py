@@ -46,7 +46,9 @@ def _tasks(found: Accuracy) -> Table:
         ]  # fmt: skip
 
     columns = ("group", "task", "model", "metric", "kind", "value", "chance", "retained", "samples")
-    return Table(columns, [row(result) for result in found.results], text_columns=5)
+    tasks = [(r.group, r.task) for r in found.results]
+    ordered = sorted(found.results, key=lambda r: tasks.index((r.group, r.task)))
+    return Table(columns, [row(result) for result in ordered], text_columns=5)
 
 
 def _perplexities(found: Accuracy) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Mapping, Sequence
 
 from bench.report.format import number, retained
@@ -51,8 +52,8 @@ def plan(model: str, plan: PrunePlan) -> list[Plot]:
 
 def _scores(model: str, plan: PrunePlan) -> Plot:
     rounds, metric = plan.rounds, plan.recipe.metric
-    title = f"Scores of the layers ({metric}), round by round; the lowest goes: {model}"
-    said, seen = [], []
+    title = f"Scores by layer ({metric}); the lowest goes"
+    said = []
     with panel(title, "layer of the base model", f"score ({metric})") as drawing:
         axes = drawing.axes
         for place, cut in enumerate(rounds, start=1):
@@ -60,7 +61,6 @@ def _scores(model: str, plan: PrunePlan) -> Plot:
             strength = 0.25 + 0.75 * place / len(rounds)
             axes.plot(layers, [cut.scores[i] for i in layers], color=colour("series-1"),
                       alpha=strength, linewidth=1.2, marker=".", markersize=3)  # fmt: skip
-            seen += cut.scores.values()
             said.append(f"round {place} removes {_span(cut.removed)}")
             first = cut.removed[0]
             if first in cut.scores:
@@ -72,18 +72,37 @@ def _scores(model: str, plan: PrunePlan) -> Plot:
         axes.plot([], [], marker="o", linestyle="", color=colour("series-2"),
                   label="removed, with its round")  # fmt: skip
         drawing.legend()
-        logarithmic(axes.yaxis, seen)
+        _crop(axes, [score for cut in rounds for score in cut.scores.items()])
         whole_numbers(axes.xaxis)
-        return drawing.finish(f"scores-{slug(model)}", f"{title}. {'; '.join(said)}.")
+        return drawing.finish(f"scores-{slug(model)}", f"{title}: {model}. {'; '.join(said)}.")
+
+
+def _crop(axes, scores: Sequence[tuple[int, float]]) -> None:
+    """Cuts off the few layers that nobody would remove, and says how high they are."""
+    highest = 3 * statistics.median(score for _, score in scores)
+    far = {layer for layer, score in scores if score > highest}
+    near = [score for layer, score in scores if layer not in far]
+    if not far or min(near, default=0) <= 0 or 4 * len(far) > len({layer for layer, _ in scores}):
+        logarithmic(axes.yaxis, [score for _, score in scores])
+        return
+    low, high = min(near), max(near)
+    top = high + 0.25 * (high - low or high)
+    axes.set_ylim(low - 0.1 * (high - low or low), top)
+    for layer in far:
+        value = max(score for i, score in scores if i == layer)
+        axes.annotate(
+            f"↑ {number(value)}", (layer, top), va="top", ha="center", fontsize=8.5,
+            bbox={"facecolor": colour("paper"), "linewidth": 0, "pad": 1},
+        )  # fmt: skip
 
 
 def _gaps(model: str, plan: PrunePlan) -> Plot:
     if all(r.factor == 1 for r in plan.rounds):
-        title = f"No magnitude gap was compensated: {model}"
+        title = "No magnitude gap was closed"
     else:
-        title = f"Magnitude gap of every cut, closed by a factor of this size: {model}"
+        title = "Magnitude gap that every cut leaves"
     said = []
-    with panel(title, "removed, in order", "magnitude after / before") as drawing:
+    with panel(title, "layer removed, in order", "magnitude after / before") as drawing:
         axes = drawing.axes
         for place, cut in enumerate(plan.rounds):
             axes.vlines(place, 1, cut.factor, color=colour("series-1"), linewidth=3)
@@ -93,7 +112,7 @@ def _gaps(model: str, plan: PrunePlan) -> Plot:
         labels = [_short_span(r.removed) for r in plan.rounds]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.6, len(labels) - 0.4)
-        return drawing.finish(f"gaps-{slug(model)}", f"{title}. {'; '.join(said)}.")
+        return drawing.finish(f"gaps-{slug(model)}", f"{title}: {model}. {'; '.join(said)}.")
 
 
 def _short_span(span: Sequence[int]) -> str:
