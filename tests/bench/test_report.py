@@ -118,14 +118,15 @@ def test_offline_memory_and_ceiling(full):
 def test_accuracy_and_frontier(full):
     document, page, _ = full
     found = document["accuracy"]
-    for row, cells in zip(found["results"], rows(page, "By task"), strict=True):
-        close(cells["value"], 100 * row["value"], 100 * row["stderr"])
-        assert (cells["task"], cells["model"]) == (row["task"], row["model"])
-        kept = [
-            r for r in found["retained"] if (r["task"], r["model"]) == (row["task"], row["model"])
-        ]
+    shown = {(row["task"], row["model"]): row for row in rows(page, "By task")}
+    assert len(shown) == len(found["results"]) == 3 * 4
+    assert [task for task, _ in shown] == [task for task in reports.TASKS for _ in range(4)]
+    for row in found["results"]:
+        key = (row["task"], row["model"])
+        close(shown[key]["value"], 100 * row["value"], 100 * row["stderr"])
+        kept = [r for r in found["retained"] if (r["task"], r["model"]) == key]
         expected = [x for r in kept for x in (100 * r["value"], 100 * r["stderr"])]
-        close(cells["retained"], *expected)
+        close(shown[key]["retained"], *expected)
     for row, cells in zip(found["perplexity"], rows(page, "Perplexity"), strict=True):
         close(cells["perplexity"], row["value"])
     frontier = document["frontier"]
