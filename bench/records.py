@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -51,10 +52,13 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+_hints = functools.cache(typing.get_type_hints)  # a report has thousands of records
+
+
 def _record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: must be a JSON object")
-    hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     if unknown := sorted(set(value) - set(fields)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}")
     for name, item in fields.items():

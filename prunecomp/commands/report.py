@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import thresholds
 from prunecomp.commands.base import Command, print_document
-from prunecomp.errors import ThresholdError
+from prunecomp.errors import ThresholdError, UsageError
 from prunecomp.progress import Progress
 
 EXAMPLES = """\
@@ -27,14 +27,19 @@ def _add(parser: argparse.ArgumentParser) -> None:
     thresholds.add_arguments(parser)
 
 
+def _beside(report: Path) -> Path:
+    if not report.is_dir() and report.name != "report.json":
+        raise UsageError(f"{report}: is not named report.json; say with --output where to write")
+    return report if report.is_dir() else report.parent
+
+
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from bench.report import write
     from bench.schema import read_report
 
     limits = thresholds.from_arguments(args)
     report = read_report(args.report)
-    beside = args.report if args.report.is_dir() else args.report.parent
-    written = [str(path) for path in write(report, args.output or beside)]
+    written = [str(path) for path in write(report, args.output or _beside(args.report))]
     failed = thresholds.check(report, limits)
     print_document(args, {"written": written, "missed": failed}, [f"wrote {p}" for p in written])
     if failed:

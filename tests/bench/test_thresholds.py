@@ -100,6 +100,17 @@ def test_the_command_makes_the_pages_again_and_ends_with_4(directory, capsys):
     assert "report.html" in said.out
 
 
+def test_another_report_beside_it_is_left_alone(directory, tmp_path, capsys):
+    (tmp_path / "old.json").write_bytes((directory / "report.json").read_bytes())
+    assert cli.main(["report", str(tmp_path / "old.json")]) == 2
+    assert "old.json: is not named report.json; say with --output" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert cli.main(["report", str(tmp_path / "old.json"), "-o", str(tmp_path / "new")]) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "report.json", "report.md", "report.html"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

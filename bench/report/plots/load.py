@@ -93,7 +93,7 @@ def _latency(
             axes.axhline(limit, color=colour("ink"), linestyle=":", linewidth=1.3)
         logarithmic(axes.yaxis, seen)
         if axes.get_yscale() == "linear":
-            axes.set_ylim(0, 1.06 * max(seen))
+            axes.set_ylim(0, 1.06 * max(seen) or 1)
         _loads(axes, curves)
         return drawing.finish(name, f"{title}; milliseconds. {'; '.join(said)}.")
 
@@ -127,6 +127,6 @@ def _rate(
             )  # fmt: skip
             if points:
                 said.append(f"{model}: {_range(middles)}")
-        axes.set_ylim(0, 1.06 * max(v.high for points in known.values() for _, v in points))
+        axes.set_ylim(0, 1.06 * max(v.high for points in known.values() for _, v in points) or 1)
         _loads(axes, curves)
         return [drawing.finish(name, f"{title}. {'; '.join(said)}.")]
