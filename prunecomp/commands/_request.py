@@ -28,7 +28,11 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     depth = parser.add_mutually_exclusive_group(required=True)
     depth.add_argument("--layers", type=int, metavar="N", help="how many layers to remove")
     depth.add_argument("--ratio", type=float, metavar="R", help="share of the layers, 0 < R < 1")
+    add_all_but_depth(parser)
 
+
+def add_all_but_depth(parser: argparse.ArgumentParser) -> None:
+    """Which layers go, how the gap is repaired, on which text, on which machine."""
     choice = parser.add_argument_group("choice of layers")
     add_metric(choice)
     choice.add_argument(

@@ -1,0 +1,287 @@
+"""What every depth of one nested plan costs, and the deepest cut that keeps a limit.
+
+A directory holds all of it: ``request.json`` (what was asked), ``plan.json`` (the rounds), then
+``measured.json`` (the depths that are done) and at the end ``frontier.json`` with its plots. A run
+that was interrupted goes on where it stopped; another limit is applied to what is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.accuracy import run as accuracy
+from bench.quantities import Estimate
+from bench.records import parse, plain
+from bench.schema import Frontier, FrontierPoint
+from prunecomp import pipeline
+from prunecomp.checkpoint.output import check_output_file, write_text
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.errors import PruneCompError, UsageError
+from prunecomp.manifest import versions
+from prunecomp.metrics import METRICS
+from prunecomp.pipeline import PlanRequest
+from prunecomp.plan import PrunePlan, read_plan
+from prunecomp.progress import Progress
+
+SCHEMA_VERSION = 1
+KIND = "prunecomp-frontier"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a depth must keep; both, where both are given.
+
+    Attributes:
+        max_ppl_increase: of perplexity, as a share of the base's: 0.2 allows 20 % more.
+        min_retained: of accuracy, as a share of the base's.
+    """
+
+    max_ppl_increase: float | None = None
+    min_retained: float | None = None
+
+    def keeps(self, point: FrontierPoint) -> bool:
+        """Whether a depth is within the limits; by its values, not by their standard errors."""
+        good = self.max_ppl_increase is None or point.ratio <= 1 + self.max_ppl_increase
+        if self.min_retained is not None:
+            good &= point.retained is not None and point.retained.value >= self.min_retained
+        return good
+
+
+def recommend(points: Sequence[FrontierPoint], criterion: Criterion) -> int | None:
+    """The deepest cut that is within the limits itself, whatever shallower ones are."""
+    kept = [p.layers_removed for p in points if p.layers_removed and criterion.keeps(p)]
+    return max(kept, default=None)
+
+
+class Study:
+    """One directory in which a frontier is measured.
+
+    Args:
+        name: what the plan calls the model.
+        tasks: what retained accuracy is measured with; None for perplexity only.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        request: PlanRequest,
+        output: Path,
+        *,
+        name: str,
+        tasks: accuracy.Request | None,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.request, self.output = checkpoint, request, output
+        self.name, self.tasks, self.progress = name, tasks, progress
+
+    def check(self) -> None:
+        """Refuses, before anything runs, what cannot be done.
+
+        Raises:
+            UsageError: see the message.
+        """
+        self.recipe = pipeline.resolve_recipe(self.checkpoint, self.request, self.progress)
+        if METRICS.get(self.request.metric).block:
+            raise UsageError(
+                f"--metric {self.request.metric}: picks all layers at once, so its plan for one "
+                "depth holds no plan for another; choose another metric"
+            )
+        if self.tasks is not None:
+            accuracy.check(self.tasks)
+        check_output_file(
+            self.output / "frontier.json", overwrite=True, source=self.checkpoint.path
+        )
+
+    def open(self, *, overwrite: bool) -> None:
+        """Starts the directory, or goes on in it.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        identity = {
+            "kind": KIND, "model": self.checkpoint.sha256(),
+            "plan": dataclasses.asdict(self.request),
+            "tasks": json.loads(json.dumps(dataclasses.asdict(self.tasks), default=str))
+            if self.tasks else None,
+        }  # fmt: skip
+        found = self._read("request.json")
+        empty = not self.output.exists() or not any(self.output.iterdir())
+        if found != identity and not empty:
+            if found.get("kind") != KIND:
+                raise UsageError(f"{self.output}: holds something else; choose another --output")
+            if not overwrite:
+                raise UsageError(
+                    f"{self.output}: holds the frontier of other options or another model; repeat "
+                    "its options, choose another --output, or add --overwrite"
+                )
+            shutil.rmtree(self.output)
+        self._write("request.json", identity)
+
+    def _read(self, file: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.output / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, file: str, document: Any) -> None:
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        write_text(self.output / file, text, overwrite=True)
+
+    def plan(self) -> PrunePlan:
+        """The plan of the greatest depth; each round is kept as soon as it is done."""
+        path = self.output / "plan.json"
+        known = read_plan(path) if path.exists() else None
+        if known is not None and len(known.removed) == self.recipe.num_removed and known.perplexity:
+            return known
+        made = pipeline.make_plan(
+            self.checkpoint, self.request, name=self.name, progress=self.progress, resume=known,
+            on_round=lambda plan: self._write("plan.json", plan.to_json()),
+        )  # fmt: skip
+        self._write("plan.json", made.to_json())
+        return made
+
+    def _depths(self, plan: PrunePlan) -> dict[str, PrunePlan]:
+        """Plans by the number of layers that they remove, from none on."""
+        none = dataclasses.replace(plan, rounds=(), perplexity={})
+        parts = [none, *(plan.prefix(n) for n in range(1, len(plan.rounds) + 1))]
+        return {str(len(part.removed)): part for part in parts}
+
+    def perplexities(self, plan: PrunePlan) -> dict[str, float]:
+        """On the evaluation text, by depth, in memory.
+
+        Raises:
+            UsageError: no text to evaluate on is known.
+        """
+        from prunecomp.calibration.runner import Runner
+        from prunecomp.calibration.view import PlannedModel
+        from prunecomp.device import DTYPES, resolve_device
+
+        known = self._read("measured.json").get("perplexity", {})
+        missing = {d: part for d, part in self._depths(plan).items() if d not in known}
+        if not missing:
+            return known
+        _, text = pipeline.load_texts(self.checkpoint, self.request)
+        if text is None:
+            raise UsageError(
+                f"--calibration {self.request.calibration}: has no held-out part; name a text "
+                "with --evaluation"
+            )
+        model = PlannedModel(
+            self.checkpoint, device=resolve_device(self.recipe.device),
+            dtype=DTYPES[self.recipe.dtype],
+        )  # fmt: skip
+        for depth, part in missing.items():
+            model.apply(part)
+            runner = Runner(
+                model, text, progress=self.progress, batch_size=self.request.batch_size,
+                cache_bytes=0,
+            )  # fmt: skip
+            known[depth] = math.exp(runner.loss(description="evaluation"))
+            self.progress.say(f"{depth} layers removed: perplexity {known[depth]:.3f}")
+            self._keep("perplexity", known)
+        return known
+
+    def retained(self, plan: PrunePlan) -> dict[str, dict[str, float | None]]:
+        """Mean over the tasks of the first group, by depth, from models that are written for it.
+
+        Raises:
+            PruneCompError: a model could not be evaluated.
+        """
+        if self.tasks is None:
+            return {}
+        known = self._read("measured.json").get("retained", {})
+        known.setdefault("0", {"value": 1.0, "stderr": 0.0})
+        for depth, part in self._depths(plan).items():
+            if depth in known:
+                continue
+            name = f"minus-{depth}"
+            with tempfile.TemporaryDirectory(prefix=".models-", dir=self.output) as folder:
+                path = Path(folder) / name
+                pipeline.apply_plan(self.checkpoint, part, path, progress=self.progress)
+                found = accuracy.run(
+                    {"base": self.checkpoint.path, name: path}, self.tasks,
+                    output=self.output / "raw", progress=self.progress,
+                )  # fmt: skip
+            if found.failures:
+                raise PruneCompError(f"{found.failures[0].model}: {found.failures[0].message}")
+            if not found.accuracy.mean_retained:
+                raise PruneCompError(
+                    f"{', '.join(self.tasks.tasks)}: the base has no accuracy to retain; choose "
+                    "other --tasks"
+                )
+            mean = found.accuracy.mean_retained[0]
+            known[depth] = {"value": mean.value, "stderr": mean.stderr}
+            self.progress.say(f"{depth} layers removed: retained {mean.value:.3f}")
+            self._keep("retained", known)
+        return known
+
+    def _keep(self, what: str, found: dict[str, Any]) -> None:
+        self._write("measured.json", {**self._read("measured.json"), what: found})
+
+    def run(self, criterion: Criterion) -> Frontier:
+        """Measures what is not measured yet, and writes ``frontier.json`` and its plots."""
+        plan = self.plan()
+        perplexities, retained = self.perplexities(plan), self.retained(plan)
+        points = tuple(
+            FrontierPoint(
+                int(depth), tuple(part.removed), perplexities[depth],
+                perplexities[depth] / perplexities["0"],
+                Estimate(**retained[depth]) if depth in retained else None,
+            )
+            for depth, part in self._depths(plan).items()
+        )  # fmt: skip
+        limits = {k: v for k, v in dataclasses.asdict(criterion).items() if v is not None}
+        found = Frontier(
+            self.recipe.num_removed, points, limits, recommend(points, criterion), "plan.json"
+        )
+        self._write("frontier.json", {
+            "schema_version": SCHEMA_VERSION, "kind": KIND, "model": self.name,
+            "num_hidden_layers": self.checkpoint.num_hidden_layers, "versions": versions(),
+            "frontier": plain(found),
+        })  # fmt: skip
+        return found
+
+
+def read_frontier(path: Path) -> Frontier:
+    """The frontier in a file, or in the ``frontier.json`` of a directory.
+
+    Raises:
+        UsageError: there is none that can be read.
+    """
+    file = path / "frontier.json" if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
+        raise UsageError(f"{file}: {reason}; give the frontier.json of `frontier`") from error
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise UsageError(f"{file}: is not a frontier; give the frontier.json of `frontier`")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(
+            f"{file}: has schema version {document.get('schema_version')}, this program reads "
+            f"{SCHEMA_VERSION}; use the version of prunecomp that wrote it"
+        )
+    return parse(Frontier, document.get("frontier"), str(file))
+
+
+def draw(found: Frontier, output: Path) -> list[Path]:
+    """Writes the plots as SVG files into `output`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    from bench.report.plots import frontier, frontier_retained
+
+    plots = [plot for plot in (frontier(found), frontier_retained(found)) if plot is not None]
+    paths = [output / f"{plot.name}.svg" for plot in plots]
+    for plot, path in zip(plots, paths, strict=True):
+        write_text(path, plot.standalone(), overwrite=True)
+    return paths
