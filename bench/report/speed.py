@@ -57,7 +57,7 @@ def _sentence(report: Report, row: Summary) -> str:
     depth = next((m.num_hidden_layers for m in report.models if m.role == "base"), None)
     gained = f"speed {NOT_MEASURED}"
     if (measure := _first(row)) is not None:
-        gained = f"{SPEEDUPS[measure][1]} speedup {number(row.speedup[measure].value)}"
+        gained = f"{SPEEDUPS[measure][1]} speedup {ratio(row.speedup[measure])}"
         if (point := ideal(report, row.model, measure)) and point.share_of_ideal is not None:
             gained += f", {percent(point.share_of_ideal)} of the ideal {number(point.ideal)}"
     kept = f"accuracy {NOT_MEASURED}"

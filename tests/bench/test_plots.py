@@ -52,6 +52,15 @@ def test_settings_of_the_user_play_no_part(mine):
         assert overview.speedup_against_retained(reports.full()) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(4, "4"), (1024, "1,024"), (1.5, "1.5"), (3.7958, "3.8"), (1.0004, "1"), (120.4, "120"),
+     (0.02, "0.02"), (0.1 + 0.2, "0.3")],
+)  # fmt: skip
+def test_tick_labels(value, label):
+    assert drawing.tick_label(value) == label
+
+
 def test_frontier():
     found = reports.full().frontier
     plot = frontier(found)

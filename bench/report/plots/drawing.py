@@ -16,6 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from bench.quantities import Ratio, Spread
+from bench.report.format import number
 from bench.schema import Report
 from prunecomp.errors import MissingDependencyError
 
@@ -160,11 +161,19 @@ def panel(title: str, xlabel: str, ylabel: str, *, height: float = SIZE[1]) -> I
         yield new
 
 
+def tick_label(value: float) -> str:
+    """Three significant digits at most; whole numbers in full."""
+    if value == round(value):
+        return f"{value:,.0f}"
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def plain_ticks(axis, values: Sequence[float] | None = None) -> None:
     """Numbers as they are, also on a logarithmic axis; at `values` only, where they are given."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
     if values is not None:
         axis.set_major_locator(FixedLocator(list(values)))
         axis.set_minor_locator(NullLocator())

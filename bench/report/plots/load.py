@@ -86,7 +86,7 @@ def _latency(
                               color=style["color"], alpha=0.18, linewidth=0)  # fmt: skip
             axes.plot(loads, p99, color=style["color"], linestyle=(0, (4, 2)), linewidth=1.3,
                       marker="_")  # fmt: skip
-            seen += [*p50, *p99]
+            seen += [*p99, *(v.high for v in values), *(v.low for v in values)]
             said.append(f"{model}: p50 {_range(p50)}, p99 {_range(p99)}")
         limit = getattr(report.settings.slo, field)
         if limit is not None and limit <= max(seen):
