@@ -50,3 +50,9 @@ class MissingDependencyError(PruneCompError):
     """An optional package is needed for what was asked."""
 
     exit_code = 5
+
+
+class InterruptedUploadError(PruneCompError):
+    """Interrupted when all that is local was done already."""
+
+    exit_code = 130

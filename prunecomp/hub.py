@@ -1,11 +1,11 @@
-"""A model's name on the command line -> a local directory."""
+"""The hub: a model's name on the command line -> a local directory, and a directory -> the hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, InterruptedUploadError, PruneCompError, UsageError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -54,3 +54,49 @@ def local_directory(name: str) -> Path:
             f"{name}: no such directory, and the hub did not give it ({reason}); check the name "
             "and the network"
         ) from error
+
+
+def check_upload(repository: str) -> None:
+    """Fails before any long work where an upload could not begin.
+
+    Raises:
+        UsageError: `repository` is no name of one, or there is no token.
+    """
+    from huggingface_hub import get_token
+
+    if not _REPOSITORY.fullmatch(repository) or "@" in repository:
+        raise UsageError(f"--push-to-hub {repository}: give the repository as OWNER/NAME")
+    if not get_token():
+        raise UsageError(
+            f"--push-to-hub {repository}: there is no token; run `hf auth login` or set HF_TOKEN"
+        )
+
+
+def upload(directory: Path, repository: str, *, private: bool) -> str:
+    """Puts a directory into a hub repository; returns the address of the (last) commit.
+
+    The repository is made if there is none. Where the hub is, and the token, are those that
+    huggingface_hub finds (``HF_ENDPOINT``, ``HF_TOKEN``, ``hf auth login``).
+
+    Raises:
+        PruneCompError: the hub did not take it; `directory` stays as it is.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=directory, commit_message="Upload by prunecomp"
+        )
+    except Exception as error:  # several packages and the network are behind this
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PruneCompError(
+            f"{repository}: the hub did not take it ({reason}); {directory} is complete, upload "
+            f"it with `hf upload {repository} {directory}`"
+        ) from error
+    except KeyboardInterrupt as error:
+        raise InterruptedUploadError(
+            f"interrupted while uploading to {repository}; {directory} is complete"
+        ) from error
+    return commit.commit_url

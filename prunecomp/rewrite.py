@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,9 @@ import torch
 
 from prunecomp.checkpoint.files import carry_over, write_config
 from prunecomp.checkpoint.index import CheckpointIndex
-from prunecomp.checkpoint.layout import saved_as
+from prunecomp.checkpoint.layout import Shard, guessed, layout, saved_as
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.checkpoint.writer import write_weights
+from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
 from prunecomp.fold import TensorEdit, compile_edits
 from prunecomp.plan import PrunePlan
@@ -55,6 +57,45 @@ def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) 
         )
 
 
+def _write_weights(
+    checkpoint: Checkpoint, plan: PrunePlan | None, edits: Sequence[TensorEdit], target: Path,
+    *, dtype: torch.dtype | None, max_shard_bytes: float | None, progress: Progress,
+) -> list[str]:  # fmt: skip
+    """Writes weights and index; returns the names of the files.
+
+    Loading transformers takes as long as copying some gigabytes. Both are done at once where the
+    order that transformers will name can be guessed; a wrong guess is written anew.
+    """
+
+    def compare(file: str, digest: str) -> None:
+        checkpoint.learn_sha256(file, digest)
+        check_source(checkpoint, plan, read=False)
+
+    def write(shards: Sequence[Shard]) -> None:
+        unread = plan is not None and None in checkpoint.known_sha256().values()
+        total = sum(checkpoint.index[edit.source].nbytes for edit in edits)
+        with progress.bar(total, "writing", unit="B") as bar:
+            write_weights(
+                target, checkpoint, shards, on_written=bar.update,
+                on_digest=compare if unread else None,
+            )  # fmt: skip
+
+    guess = guessed(checkpoint) if dtype is None else None
+    # before the thread starts, so that no two threads import the same packages
+    attempt = layout(checkpoint, edits, guess, max_shard_bytes) if guess else []
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: saved_as(checkpoint, model_of(checkpoint, dtype), dtype))
+        if attempt:
+            write(attempt)
+        saved = asked.result()
+    shards = layout(checkpoint, edits, saved, max_shard_bytes)
+    if shards != attempt:
+        for shard in attempt:
+            (target / shard.name).unlink()
+        write(shards)
+    return write_index(target, checkpoint, shards, saved)
+
+
 def rewrite_model(
     checkpoint: Checkpoint,
     plan: PrunePlan | None,
@@ -87,19 +128,10 @@ def rewrite_model(
         edits = compile_edits(
             plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held
         )
-    unread = plan is not None and None in checkpoint.known_sha256().values()
-
-    def compare(file: str, digest: str) -> None:
-        checkpoint.learn_sha256(file, digest)
-        check_source(checkpoint, plan, read=False)
-
-    saved = saved_as(checkpoint, model_of(checkpoint, dtype), dtype)
-    total = sum(checkpoint.index[edit.source].nbytes for edit in edits)
-    with progress.bar(total, "writing", unit="B") as bar:
-        files = write_weights(
-            target, checkpoint, edits, saved=saved, max_shard_bytes=max_shard_bytes,
-            on_written=bar.update, on_digest=compare if unread else None,
-        )  # fmt: skip
+    files = _write_weights(
+        checkpoint, plan, edits, target, dtype=dtype, max_shard_bytes=max_shard_bytes,
+        progress=progress,
+    )  # fmt: skip
     files += carry_over(checkpoint.path, target)
     write_config(target, checkpoint, None if plan is None else kept, dtype=dtype)
     return Rewritten(

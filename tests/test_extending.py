@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def added(tmp_path, monkeypatch):
 
 
 def test_the_document_has_one_of_each():
-    assert [Path(name).parent.name for name in blocks()] == ["families", "metrics", "compensators"]
+    kinds = ["families", "metrics", "compensators", "exporters"]
+    assert [Path(name).parent.name for name in blocks()] == kinds
 
 
 @pytest.mark.parametrize("name", blocks())
@@ -108,3 +110,38 @@ def test_metric_and_compensator(added, text_model, tiny_tokens, tmp_path, capsys
     assert order[0] == order[1]
     assert second["factor"] != first["factor"]
     assert 0.5 < second["factor"] / first["factor"] <= 1.0  # a geometric mean is the smaller one
+
+
+def test_exporter(added, text_model, tiny_tokens, tmp_path, capsys):
+    """With a plan it writes what ``apply`` writes; a weight that it spoils is found."""
+    import numpy as np
+    from safetensors.torch import load_file, save_file
+
+    import cli
+
+    def run(*arguments) -> int:
+        return cli.main([str(a) for a in (*arguments, "-q")])
+
+    plan, applied, out = tmp_path / "plan.json", tmp_path / "applied", tmp_path / "out"
+    options = ["--layers", "2", "--calibration", tiny_tokens]
+    assert run("plan", text_model, "-o", plan, *options) == 0
+    assert run("apply", text_model, plan, "-o", applied) == 0
+    export = ["export", text_model, "--format", "npy", "-o"]
+    assert run(*export, out, "--plan", plan) == 0
+    for name, tensor in load_file(applied / "model.safetensors").items():
+        assert np.array_equal(np.load(out / f"{name}.npy"), tensor.numpy())
+    assert (out / "config.json").read_bytes() == (applied / "config.json").read_bytes()
+    facts = json.loads((out / "prunecomp.json").read_text())["export"]
+    assert (facts["format"], facts["largest_difference"]) == ("npy", 0.0)
+
+    assert run(*export, tmp_path / "half", "--half") == 0
+    facts = json.loads((tmp_path / "half" / "prunecomp.json").read_text())["export"]
+    assert 0 < facts["largest_difference"] < 1e-2
+    tensors = load_file(text_model / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e6
+    shutil.copytree(text_model, tmp_path / "large")
+    save_file(tensors, tmp_path / "large" / "model.safetensors")
+    export[1] = tmp_path / "large"
+    assert run(*export, tmp_path / "spoilt", "--half") == 4
+    assert "model.norm.weight: off by inf as float16" in capsys.readouterr().err
+    assert not (tmp_path / "spoilt").exists()

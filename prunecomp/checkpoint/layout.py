@@ -7,6 +7,8 @@ shards is that of huggingface_hub, which transformers uses.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch
 from prunecomp.checkpoint.index import DTYPE_BITS, SINGLE_FILE, TensorSpec
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.families.base import any_expert
 from prunecomp.fold import Edit
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -73,6 +76,24 @@ def saved_as(
     return Saved(tuple(order), blocks, dtypes, frozenset(n for n in order if logical[n] in counted))
 
 
+def guessed(checkpoint: Checkpoint) -> Saved | None:
+    """What `saved_as` will most likely say, without loading transformers; None for no guess.
+
+    Where every tensor is one parameter, transformers saves by name, numbers by their value.
+    """
+    located = [where for where in map(checkpoint.family.layer_of, checkpoint) if where]
+    if any(any_expert(relative) != relative for _, relative in located):
+        return None
+    if checkpoint.tied and checkpoint.family.head in checkpoint:
+        return None
+
+    def natural(name: str) -> list[tuple[bool, int, str, int]]:
+        parts = [re.fullmatch(r"(.*?)(\d*)", part) for part in name.split(".")]
+        return [(bool(m[1]), 0 if m[1] else int(m[2] or 0), m[1], int(m[2] or -1)) for m in parts]
+
+    return Saved(tuple(sorted(checkpoint, key=natural)), {}, {}, frozenset())
+
+
 def as_stored(checkpoint: Checkpoint) -> Saved:
     """Order and dtypes of the files as they are."""
     return Saved(tuple(checkpoint), {}, {}, frozenset(checkpoint))
@@ -127,7 +148,7 @@ class Shard:
             offset += output.nbytes
 
 
-def outputs_of(checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved) -> list[Output]:
+def _outputs(checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved) -> list[Output]:
     """What `edits` make, in the order of `saved`."""
     rank = {name: number for number, name in enumerate(saved.order)}
     outputs = []
@@ -137,7 +158,7 @@ def outputs_of(checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved) -> l
     return outputs
 
 
-def shards_of(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> list[Shard]:
+def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> list[Shard]:
     """Splits `outputs` into files that hold no more than `max_shard_bytes` of tensors.
 
     A tensor above the limit, or a block of them, gets a file of its own.
@@ -167,6 +188,20 @@ def shards_of(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -
         Shard(file, tuple(by_name[name] for name in sorted(names, key=order)))
         for file, names in split.filename_to_tensors.items()
     ]
+
+
+def layout(
+    checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved, max_shard_bytes: float | None
+) -> list[Shard]:
+    """The files that `edits` make.
+
+    Args:
+        max_shard_bytes: of tensors in one file; None makes shards no fuller than the fullest of
+            the source, and one file of one file.
+    """
+    if max_shard_bytes is None:
+        max_shard_bytes = checkpoint.index.largest_file if checkpoint.index.sharded else math.inf
+    return _shards(_outputs(checkpoint, edits, saved), saved, max_shard_bytes)
 
 
 def index_text(shards: Sequence[Shard], checkpoint: Checkpoint, saved: Saved) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +24,10 @@ from prunecomp.checkpoint.layout import (
     Output,
     Saved,
     Shard,
-    as_stored,
     index_text,
-    outputs_of,
-    shards_of,
 )  # fmt: skip
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.fold import Edit
+from prunecomp.errors import CheckpointError
 
 #: What is hashed and written side by side, so that it is read from disk only once.
 _WINDOW_BYTES = 64 << 20
@@ -117,7 +113,9 @@ def _read(source: BinaryIO, start: int, buffer: memoryview) -> None:
     while buffer:
         got = os.preadv(source.fileno(), [buffer], start)
         if not got:
-            raise OSError(f"{source.name} ended early")
+            raise CheckpointError(
+                f"{source.name}: ended early while it was read; leave it alone and try again"
+            )
         start, buffer = start + got, buffer[got:]
 
 
@@ -192,30 +190,22 @@ def _write_from(
 def write_weights(
     directory: Path,
     checkpoint: Checkpoint,
-    edits: Iterable[Edit],
+    shards: Sequence[Shard],
     *,
-    saved: Saved | None = None,
-    max_shard_bytes: float | None = None,
     on_written: Callable[[int], None] = lambda nbytes: None,
     on_digest: Callable[[str, str], None] | None = None,
-) -> list[str]:
-    """Writes the edited weights of `checkpoint` into `directory`; returns the file names.
+) -> None:
+    """Writes the weights of `checkpoint` as `shards` into `directory`.
 
     Args:
-        saved: order and dtypes; None keeps those of the files.
-        max_shard_bytes: of tensors in one file; None makes shards no fuller than the fullest of
-            the source, and one file of one file.
         on_written: called with a number of source bytes whenever so many are done.
         on_digest: called with name and SHA-256 of each source file, once it is read; None does
             not compute them.
 
     Raises:
+        CheckpointError: a source file has become shorter.
         NumericError: a value does not fit its new dtype.
     """
-    saved = as_stored(checkpoint) if saved is None else saved
-    if max_shard_bytes is None:
-        max_shard_bytes = checkpoint.index.largest_file if checkpoint.index.sharded else math.inf
-    shards = shards_of(outputs_of(checkpoint, edits, saved), saved, max_shard_bytes)
     for shard in shards:
         (directory / shard.name).write_bytes(shard.header)
     jobs = _jobs(directory, shards)
@@ -223,6 +213,12 @@ def write_weights(
         digest = _write_from(file, jobs.get(file, []), on_written, hashed=on_digest is not None)
         if on_digest is not None:
             on_digest(file.name, digest)
+
+
+def write_index(
+    directory: Path, checkpoint: Checkpoint, shards: Sequence[Shard], saved: Saved
+) -> list[str]:
+    """Adds the index, where there are several shards; returns the names of all weight files."""
     names = [shard.name for shard in shards]
     if len(shards) == 1:
         return names

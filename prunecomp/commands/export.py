@@ -38,6 +38,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "--base-model", metavar="OWNER/NAME",
         help="hub repository of the source, for the model card, where its name does not say it",
     )  # fmt: skip
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="then upload it to this hub repository"
+    )
+    parser.add_argument("--private", action="store_true", help="make that repository a private one")
     owners: dict[str, dict[str, argparse.Action]] = {}
     for name in EXPORTERS.names():
         exporter = EXPORTERS.get(name)
@@ -151,9 +155,14 @@ def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan |
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from exporters.base import Source
     from prunecomp.checkpoint.output import check_output, output_directory
+    from prunecomp.hub import check_upload, upload
 
     exporter = EXPORTERS.get(args.format)
     options, plan = _options(args), _plan(args)
+    if args.push_to_hub is not None:
+        check_upload(args.push_to_hub)
+    elif args.private:
+        raise UsageError("--private is about the repository of --push-to-hub; add that")
     checkpoint = open_model(args.model)
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
@@ -163,10 +172,12 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     with output_directory(args.output, overwrite=args.overwrite, source=checkpoint.path) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)
-    print_document(
-        args, {"output": str(args.output), "format": args.format, "facts": facts},
-        _lines(args, facts),
-    )  # fmt: skip
+    document: dict[str, Any] = {"output": str(args.output), "format": args.format, "facts": facts}
+    lines = _lines(args, facts)
+    if args.push_to_hub:
+        document["commit"] = upload(args.output, args.push_to_hub, private=args.private)
+        lines.append(f"{'uploaded':<10} {document['commit']}")
+    print_document(args, document, lines)
     return 0
 
 

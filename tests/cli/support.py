@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -100,6 +102,17 @@ def one_line(err: str) -> str:
     assert lines[0].startswith("error: "), err
     assert lines[0].endswith("\n"), err
     return lines[0]
+
+
+@contextlib.contextmanager
+def largest_file(nbytes: int):
+    """Writing more fails as it does on a full disk: first short, then with an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 #: For `Warm.start(first=...)`: file permissions hold for the process even if it is root's.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunecomp.errors import UsageError
-from tests.cli.support import MORTAL, one_line, tree
+from tests.cli.support import MORTAL, largest_file, one_line, tree
 
 # --- what is there already
 
@@ -181,17 +179,6 @@ def test_current_directory(refused_compress, model, tmp_path, monkeypatch):
 # --- a disk that is full
 
 
-@contextlib.contextmanager
-def largest_file(nbytes: int):
-    """Writing more fails as it does on a full disk: first short, then with an error."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.fixture
 def weights_size(cli, model, plan_file, tmp_path) -> int:
     assert cli("apply", model, plan_file, "-o", tmp_path / "whole").code == 0
@@ -215,20 +202,6 @@ def test_plan_that_cannot_grow(refused, model, small, tmp_path, limit, save):
     with largest_file(limit):
         refused("plan", model, "-q", "-o", tmp_path / "a" / "b" / "plan.json", "--layers", 1,
                 *small, *save, code=1, says="cannot be written (File too large)")  # fmt: skip
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB; most need no such luxury, but this is the real thing."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting is not permitted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_full_disk(refused, cli, model, plan_file, small_disk):

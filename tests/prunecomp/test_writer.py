@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prunecomp.calibration.view import PlannedModel
+from prunecomp.checkpoint.layout import as_stored, layout
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.checkpoint.writer import write_weights
+from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.fold import compile_edits
 from tests.oracles import tiny_models
 
@@ -28,7 +29,10 @@ def write(directory, output, plan) -> list[str]:
     checkpoint = Checkpoint(directory)
     output.mkdir()
     edits = compile_edits(plan, checkpoint.family, checkpoint, tied=checkpoint.tied)
-    return write_weights(output, checkpoint, edits)
+    saved = as_stored(checkpoint)
+    shards = layout(checkpoint, edits, saved, None)
+    write_weights(output, checkpoint, shards)
+    return write_index(output, checkpoint, shards, saved)
 
 
 def raw(path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
