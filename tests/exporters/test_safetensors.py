@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from prunecomp.errors import NumericError
+from prunecomp.fold import TensorEdit
 from tests.families import tiny
+from tests.oracles import quantised, tiny_models
 
 #: model type and the number of its tiny model: untied, tied, one and two norms a sub-block,
 #: buffers that are saved, experts that are one tensor in memory and many in files.
@@ -67,3 +72,102 @@ def test_files_are_those_of_transformers(name, saved, export, tmp_path):
         assert sorted(a) == sorted(b)
         assert [file for file in a if a[file] != b[file]] == []
         assert (len(a) > 2) == (size is not None)
+
+
+@pytest.fixture(scope="module")
+def planned(text_model, tiny_tokens, tmp_path_factory):
+    """The text model and plans of three rounds for it, one per fold."""
+    import cli
+
+    root = tmp_path_factory.mktemp("plans")
+    for fold in ("downstream", "upstream"):
+        options = ["--layers", "3", "--calibration", str(tiny_tokens), "--fold", fold]
+        assert cli.main(["plan", str(text_model), "-q", *options, "-o", str(root / fold)]) == 0
+    return text_model, root
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return {k: v for f in directory.glob("*.safetensors") for k, v in load_file(f).items()}
+
+
+@pytest.mark.parametrize("fold", ["downstream", "upstream"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_plan_and_dtype_round_once(planned, export, tmp_path, fold, dtype):
+    """From the fp32 source: one product of factors in float64, one fp32 multiplication, a cast."""
+    model, plans = planned
+    export(model, "--plan", plans / fold, "-o", tmp_path / "wide", "--dtype", "float32")
+    facts = export(model, "--plan", plans / fold, "-o", tmp_path / "out", "--dtype", dtype)
+    wide, narrow = tensors(tmp_path / "wide"), tensors(tmp_path / "out")
+    assert wide.keys() == narrow.keys()
+    for name, value in wide.items():
+        assert torch.equal(narrow[name], value.to(getattr(torch, dtype))), name
+    assert facts["edited_tensors"] > 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == dtype
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("kernel_copies", [True, False])
+def test_small_pieces_change_nothing(planned, export, tmp_path, monkeypatch, kernel_copies):
+    """Nor does a system that cannot copy; the digests of the plan are computed in steps, too."""
+    from prunecomp.checkpoint import writer
+
+    model, plans = planned
+    options = ["--plan", plans / "upstream", "--max-shard-size", "40KB"]
+    export(model, *options, "-o", tmp_path / "whole" / "out")
+    monkeypatch.setattr(writer, "_WINDOW_BYTES", 1000)
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 136)
+    monkeypatch.setattr(writer, "_CHUNK_BYTES", 77)
+    if not kernel_copies:
+
+        def refuse(*arguments):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr("os.copy_file_range", refuse)
+    export(model, *options, "-o", tmp_path / "pieces" / "out")
+    first, second = (weight_files(tmp_path / each / "out") for each in ("whole", "pieces"))
+    assert len(first) > 4
+    assert first == second
+
+
+def test_single_file(saved, export, tmp_path):
+    source = saved("llama")
+    assert len(weight_files(source)) > 2
+    facts = export(source, "-o", tmp_path / "out", "--single-file")
+    assert weight_files(tmp_path / "out").keys() == {"model.safetensors"}
+    assert facts["nbytes"] == sum(t.nbytes for t in tensors(source).values())
+
+
+def test_quantised_parts_keep_their_dtype(export, tmp_path):
+    """Codes and scales stay as they are; what is not quantised is converted."""
+    source = tmp_path / "model"
+    tiny_models.build("llama-bias").to(torch.bfloat16).save_pretrained(source)
+    quantised.quantise_directory(source, quantised.fp8(block=False))
+    export(source, "-o", tmp_path / "out", "--dtype", "float16")
+    before, after = tensors(source), tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].dtype != after[name].dtype}
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed
+    kept = before.keys() - changed
+    assert any("scale" in name for name in kept)
+    assert not any("scale" in name or before[name].dtype.itemsize == 1 for name in changed)
+    for name in kept:
+        a, b = (each[name].flatten().view(torch.uint8) for each in (before, after))
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_cut_of_half_precision_is_exact(dtype):
+    """Every value of the dtype, times many factors, against fp32 and one rounding."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    every = every[torch.isfinite(every)]
+    generator = torch.Generator().manual_seed(0)
+    for scale in (torch.rand(200, generator=generator, dtype=torch.float64) * 3 + 1e-3).tolist():
+        expected = (every.to(torch.float32) * scale).to(dtype)
+        fits = torch.isfinite(expected)
+        found = TensorEdit("a", "a", scale).apply(every[fits])
+        assert torch.equal(found.view(torch.int16), expected[fits].view(torch.int16)), scale
+        if not fits.all():
+            with pytest.raises(NumericError, match="does not fit"):
+                TensorEdit("a", "a", scale).apply(every)
