@@ -56,3 +56,9 @@ class InterruptedUploadError(PruneCompError):
     """Interrupted when all that is local was done already."""
 
     exit_code = 130
+
+
+class InterruptedRunError(PruneCompError):
+    """Ctrl-C or SIGTERM, in a command that keeps what it has finished."""
+
+    exit_code = 130

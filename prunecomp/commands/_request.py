@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunecomp.plan import PrunePlan, Recipe
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     value = int(text)
     if not 1 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"{value} is not a number from 1 to 2^31 - 1")
@@ -103,7 +103,7 @@ def add_machine(machine: argparse._ArgumentGroup) -> None:
         help="of the calibration passes: auto (as stored), float32, bfloat16, float16; what is "
         "written keeps the dtype of the source",
     )  # fmt: skip
-    machine.add_argument("--batch-size", type=_count, metavar="N", help="samples per batch")
+    machine.add_argument("--batch-size", type=count, metavar="N", help="samples per batch")
 
 
 def request_of(args: argparse.Namespace) -> PlanRequest:

@@ -1,0 +1,59 @@
+"""One model in one engine, asked for measurements: ``python -m bench.engine_worker ENGINE MODEL``.
+
+Requests: ``{"do": "load", "options": ...}`` first; ``{"do": "measure", "batch", "input_tokens",
+"output_tokens", "seed"}``; ``{"do": "facts"}``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.engines import ENGINES
+from bench.engines.base import Options
+from bench.memory import peak_of_process
+from bench.models import vocabulary_of
+from bench.worker import answer_requests
+from bench.workload import random_prompts
+from prunecomp.errors import PruneCompError
+
+
+class Program:
+    """Answers requests about one model."""
+
+    def __init__(self, engine: str, model: Path) -> None:
+        self._engine, self._model = ENGINES.get(engine), model
+        self._session: Any = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "load":
+            return self._load(request["options"])
+        if request["do"] == "measure":
+            return self._measure(request)
+        return {"kv_cache_tokens": self._session.kv_cache_tokens(), **peak_of_process()}
+
+    def _load(self, options: dict[str, Any]) -> dict[str, Any]:
+        given = Options(**{**options, "arguments": tuple(options["arguments"])})
+        start = time.perf_counter()
+        self._session = self._engine.load(self._model, given)
+        return {"seconds": time.perf_counter() - start}
+
+    def _measure(self, request: dict[str, Any]) -> dict[str, Any]:
+        prompts = random_prompts(
+            request["batch"], request["input_tokens"],
+            vocabulary=vocabulary_of(self._model), seed=request["seed"],
+        )  # fmt: skip
+        start = time.perf_counter()
+        made = self._session.generate(prompts, request["output_tokens"])
+        seconds = time.perf_counter() - start
+        if made != request["batch"] * request["output_tokens"]:
+            raise PruneCompError(
+                f"generated {made} tokens instead of {request['batch'] * request['output_tokens']}"
+            )
+        return {"seconds": seconds}
+
+
+if __name__ == "__main__":
+    answer_requests(Program(sys.argv[1], Path(sys.argv[2])).answer)

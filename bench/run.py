@@ -1,0 +1,185 @@
+"""The whole benchmark: checks first, then stages, then one report of all that was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.assemble import assemble
+from bench.conditions import Settings
+from bench.context import Run, Tools
+from bench.engines import ENGINES
+from bench.models import context_of, describe
+from bench.offline_stage import OfflineStage
+from bench.placement import place
+from bench.raw import Raw
+from bench.schema import Accuracy, Frontier, Model, Report
+from bench.server import SMALL_ON_CPU, check_port, need_vllm
+from bench.serving_stage import ServingStage
+from bench.workload import check_lengths
+from prunecomp.checkpoint.output import check_output
+from prunecomp.errors import InterruptedRunError, UsageError
+from prunecomp.progress import Progress
+
+STAGES = ("serving", "offline", "accuracy")
+#: `SMALL_ON_CPU` is for models with fewer bytes of weights than this.
+SMALL_BYTES = 2 << 30
+#: Added to the longest request: random prompts are not of their length to the token.
+_MARGIN_TOKENS = 64
+
+#: Given the models by id, does the accuracy stage.
+MeasureAccuracy = Callable[["Run"], Accuracy | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+        settings: `engine_args` as the user gave them; `complete` adds what follows.
+        device: ``cpu`` or ``cuda``.
+        open_loop: whether to send at given rates, besides the closed loop.
+        accuracy: does that stage; None to leave it out.
+        frontier: of an earlier run, to be shown in the report.
+        resume: go on with what `output` holds.
+    """
+
+    base: Path
+    pruned: tuple[Path, ...]
+    output: Path
+    settings: Settings
+    command: tuple[str, ...]
+    device: str = "cpu"
+    port: int | None = None
+    startup_timeout_s: float = 900.0
+    kv_cache_bytes: int | None = None
+    one_at_a_time: bool = False
+    open_loop: bool = True
+    accuracy: MeasureAccuracy | None = None
+    frontier: Frontier | None = None
+    resume: bool = False
+    tools: Tools = field(default_factory=Tools)
+
+
+def _has(arguments: Sequence[str], name: str) -> bool:
+    return any(a == name or a.startswith(name + "=") for a in arguments)
+
+
+def complete(settings: Settings, models: Sequence[Model], device: str) -> tuple[str, ...]:
+    """The arguments of vLLM: those given, and those that the settings and the machine imply."""
+    given, added = settings.engine_args, []
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if getattr(settings, name) > 1:
+            added += ["--" + name.replace("_", "-"), str(getattr(settings, name))]
+    if not (_has(given, "--enable-prefix-caching") or _has(given, "--no-enable-prefix-caching")):
+        added.append("--no-enable-prefix-caching")
+    lengths = [m.input_tokens + m.output_tokens for m in settings.mixes if m.input_tokens]
+    if not _has(given, "--max-model-len") and len(lengths) == len(settings.mixes):
+        wanted = max(lengths) + _MARGIN_TOKENS
+        added += ["--max-model-len", str(min(wanted, context_of(Path(models[0].path)) or wanted))]
+    small = max(m.weights_bytes for m in models) < SMALL_BYTES
+    if device == "cpu" and small and not _has(given, "--dtype"):
+        added += [a for a in SMALL_ON_CPU if not _has(given, a)]
+    return (*given, *added)
+
+
+def _check(request: Request, models: Sequence[Model]) -> None:
+    settings = request.settings
+    wanted = [stage for stage in STAGES if stage not in settings.skipped]
+    if {"serving", "offline"} & set(wanted):
+        check_lengths(settings.mixes, context_of(request.base))
+    if "serving" in wanted:
+        need_vllm()
+        if request.port is not None:
+            for number in range(len(models)):
+                check_port(request.port + number)
+    if "offline" in wanted:
+        for name in settings.engines:
+            engine = ENGINES.get(name)
+            for model in models:
+                engine.check(Path(model.path))
+    if request.resume and not request.output.is_dir():
+        raise UsageError(f"{request.output}: no such run; leave out --resume to begin one")
+    if not request.resume:
+        check_output(request.output, overwrite=False, source=request.base)
+
+
+def prepare(request: Request, progress: Progress) -> Run:
+    """Checks everything that can be checked, and begins the run's directory.
+
+    Raises:
+        UsageError: a model, an option or the output cannot be used.
+        MissingDependencyError: a package is missing.
+    """
+    models = describe(request.base, request.pruned)
+    _check(request, models)
+    settings = request.settings
+    arguments = complete(settings, models, request.device)
+    placement = place(
+        models, device=request.device,
+        shards=settings.tensor_parallel_size * settings.pipeline_parallel_size,
+        engine_args=arguments, kv_cache_bytes=request.kv_cache_bytes,
+        one_at_a_time=request.one_at_a_time,
+    )  # fmt: skip
+    settings = dataclasses.replace(
+        settings, engine_args=arguments, servers=placement.name, servers_why=placement.why,
+        kv_cache_bytes=placement.kv_cache_bytes,
+        prefix_caching=_has(arguments, "--enable-prefix-caching"),
+    )  # fmt: skip
+    raw = Raw(request.output)
+    asked = {
+        **dataclasses.asdict(request.settings), "models": [m.path for m in models],
+        "open_loop": request.open_loop,
+    }  # fmt: skip
+    raw.open(asked, resume=request.resume)
+    run = Run(
+        directory=request.output, models=models, settings=settings, placement=placement, raw=raw,
+        progress=progress, port=request.port, startup_timeout_s=request.startup_timeout_s,
+        device=request.device, tools=request.tools, commands=raw.read("commands") or [],
+    )  # fmt: skip
+    progress.say(
+        f"{len(models)} models, servers {placement.name}" +
+        (f" ({placement.why})" if placement.why else "")
+    )  # fmt: skip
+    return run
+
+
+@contextlib.contextmanager
+def _timed(run: Run) -> Iterator[None]:
+    """Adds to the time that the run has taken so far, whatever ends this part of it."""
+    start, before = time.monotonic(), (run.raw.read("duration") or {"seconds": 0.0})["seconds"]
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            f"interrupted; what is finished is in {run.directory}, --resume goes on with it"
+        ) from error
+    finally:
+        run.raw.write("duration", {"seconds": before + time.monotonic() - start})
+        run.raw.write("commands", list(dict.fromkeys(run.commands)))
+
+
+def execute(request: Request, run: Run) -> Report:
+    """Does the stages that were asked for; returns the report of all that worked.
+
+    Raises:
+        InterruptedRunError: Ctrl-C or SIGTERM; finished pieces are kept.
+    """
+    skipped, accuracy = run.settings.skipped, None
+    with _timed(run):
+        if "serving" not in skipped:
+            ServingStage(run, open_loop=request.open_loop).execute()
+        if "offline" not in skipped:
+            for engine in run.settings.engines:
+                OfflineStage(run, engine).execute()
+        if "accuracy" not in skipped and request.accuracy is not None:
+            accuracy = request.accuracy(run)
+    return assemble(
+        run, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=request.command,
+        duration_s=run.raw.read("duration")["seconds"], accuracy=accuracy,
+        frontier=request.frontier, open_loop=request.open_loop,
+    )  # fmt: skip
