@@ -200,9 +200,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...]):
     """The accuracy stage, with its options checked; None where it is left out."""
-    from importlib.util import find_spec
-
-    if "accuracy" in args.skip or find_spec("bench.accuracy") is None:
+    if "accuracy" in args.skip:
         return None
     from bench.accuracy import run as accuracy
 
@@ -230,7 +228,8 @@ def _of_lm_eval(args: argparse.Namespace, engine_args: tuple[str, ...]) -> dict[
     """What lm-eval's vLLM takes of the server's arguments."""
     from bench.engines.base import Options
 
-    found: dict[str, Any] = {"dtype": Options(engine_args).dtype()}
+    dtype = Options(engine_args).dtype()
+    found: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         if getattr(args, name) > 1:
             found[name] = getattr(args, name)
