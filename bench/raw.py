@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,26 @@ class Raw:
     def write(self, name: str, document: Any) -> None:
         write_text(self.path(name), json.dumps(document) + "\n", overwrite=True)
 
-    def open(self, settings: Mapping[str, Any], *, resume: bool) -> None:
+    def clear(self) -> None:
+        """Removes an earlier run: its pieces, logs and report."""
+        run = self.directory.parent
+        if self.read("settings") is None:
+            return
+        for folder in (self.directory, run / "logs"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in run.glob("report.*"):
+            file.unlink()
+
+    def open(self, settings: Mapping[str, Any]) -> None:
         """Begins a run, or goes on with one of the same settings.
 
         Raises:
-            UsageError: there is one and `resume` is not given, or it had other settings.
+            UsageError: it had other settings.
         """
         before = self.read("settings")
         if before is None:
-            if resume or not self.directory.exists():
-                self.write("settings", settings)
-                return
-            raise UsageError(f"{self.directory}: exists already; choose another --output")
-        if not resume:
-            raise UsageError(
-                f"{self.directory.parent}: holds a run already; choose another --output, or go on "
-                "with it by --resume"
-            )
+            self.write("settings", settings)
+            return
         different = [k for k in settings if before.get(k) != json.loads(json.dumps(settings[k]))]
         if different:
             raise UsageError(

@@ -46,6 +46,7 @@ class Request:
         accuracy: does that stage; None to leave it out.
         frontier: of an earlier run, to be shown in the report.
         resume: go on with what `output` holds.
+        overwrite: begin anew where `output` holds a run.
     """
 
     base: Path
@@ -62,6 +63,7 @@ class Request:
     accuracy: MeasureAccuracy | None = None
     frontier: Frontier | None = None
     resume: bool = False
+    overwrite: bool = False
     tools: Tools = field(default_factory=Tools)
 
 
@@ -102,10 +104,24 @@ def _check(request: Request, models: Sequence[Model]) -> None:
             engine = ENGINES.get(name)
             for model in models:
                 engine.check(Path(model.path))
-    if request.resume and not request.output.is_dir():
-        raise UsageError(f"{request.output}: no such run; leave out --resume to begin one")
-    if not request.resume:
-        check_output(request.output, overwrite=False, source=request.base)
+    _check_output(request)
+
+
+def _check_output(request: Request) -> None:
+    output = request.output
+    is_run = Raw(output).read("settings") is not None
+    if request.resume and not is_run:
+        raise UsageError(f"{output}: no such run; leave out --resume to begin one")
+    if is_run and not (request.resume or request.overwrite):
+        raise UsageError(
+            f"{output}: holds a run already; --resume goes on with it, --overwrite begins anew"
+        )
+    if output.is_dir() and not is_run and any(output.iterdir()):
+        raise UsageError(
+            f"{output}: exists already and is no run of bench; choose another --output"
+        )
+    if not output.exists():
+        check_output(output, overwrite=False, source=request.base)
 
 
 def prepare(request: Request, progress: Progress) -> Run:
@@ -131,11 +147,13 @@ def prepare(request: Request, progress: Progress) -> Run:
         prefix_caching=_has(arguments, "--enable-prefix-caching"),
     )  # fmt: skip
     raw = Raw(request.output)
+    if request.overwrite:
+        raw.clear()
     asked = {
         **dataclasses.asdict(request.settings), "models": [m.path for m in models],
         "open_loop": request.open_loop,
     }  # fmt: skip
-    raw.open(asked, resume=request.resume)
+    raw.open(asked)
     run = Run(
         directory=request.output, models=models, settings=settings, placement=placement, raw=raw,
         progress=progress, port=request.port, startup_timeout_s=request.startup_timeout_s,

@@ -66,6 +66,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
                         help="directory of the report")  # fmt: skip
     parser.add_argument("--resume", dest="goes_on", action="store_true",
                         help="go on with the run in DIR; takes the same command")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="begin anew a run in DIR")
     parser.add_argument("--skip", type=lambda text: tuple(text.split(",")), default=(),
                         metavar="STAGE[,...]", help="serving, offline, accuracy")  # fmt: skip
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="default: 3")
@@ -260,7 +261,7 @@ def _request(args: argparse.Namespace) -> Request:
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
         open_loop=args.request_rates != "none",
         accuracy=_accuracy(args, device, settings.engine_args),
-        frontier=_frontier(args.frontier), resume=args.goes_on,
+        frontier=_frontier(args.frontier), resume=args.goes_on, overwrite=args.overwrite,
     )  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_resume(bench, tmp_path):
     )
     code, err = bench(World())
     assert code == 2
-    assert "holds a run already" in err or "exists already" in err
+    assert "holds a run already; --resume goes on with it, --overwrite begins anew" in err
     code, err = bench(World(), "--resume", "--repeats", "2")
     assert code == 2
     assert "was begun with another repeats; --resume needs the same command" in err
@@ -183,6 +183,9 @@ def test_resume(bench, tmp_path):
     nothing = World()
     assert bench(nothing, "--resume")[0] == 0
     assert nothing.events == []
+    anew = World()
+    assert bench(anew, "--overwrite")[0] == 0
+    assert len(anew.loads()) == len(whole.serving) * 3
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,17 @@ def test_arguments_of_the_load_generator(tmp_path):
 def test_pieces(tmp_path):
     raw = Raw(tmp_path / "run")
     assert raw.read("a/b") is None
-    raw.open({"seed": 0, "mixes": (1, 2)}, resume=False)
+    raw.open({"seed": 0, "mixes": (1, 2)})
     raw.write("a/b", {"x": 1})
     assert json.loads((tmp_path / "run" / raw.relative("a/b")).read_text()) == {"x": 1}
-    with pytest.raises(UsageError, match="holds a run already"):
-        raw.open({"seed": 0, "mixes": (1, 2)}, resume=False)
     with pytest.raises(UsageError, match="begun with another seed"):
-        raw.open({"seed": 1, "mixes": (1, 2)}, resume=True)
-    raw.open({"seed": 0, "mixes": (1, 2)}, resume=True)
+        raw.open({"seed": 1, "mixes": (1, 2)})
+    raw.open({"seed": 0, "mixes": (1, 2)})
     assert raw.read("a/b") == {"x": 1}
+    (tmp_path / "run" / "mine.txt").touch()
+    (tmp_path / "run" / "report.md").touch()
+    raw.clear()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
 def models(*sizes: int) -> list[Model]:
