@@ -12,6 +12,14 @@ ACCELERATOR ?= $(if $(wildcard /dev/nvidiactl)$(shell nvidia-smi -L 2>/dev/null)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0+cpu
 
+# make bench: the model, pruned versions of it (made from one plan if none are given), and a load that
+# two cores go through in ten minutes.
+TINY := examples/tiny-python-lm
+MODEL ?= $(TINY)
+PRUNED ?=
+REMOVED ?= 2 4 6
+TINY_LOAD := --mix balanced=64:24x8 --mix prefill-heavy=192:4x8 --mix decode-heavy=16:48x8 --concurrency 1,4,8 --request-rates 50%,90% --limit 100
+
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCELERATOR)
@@ -19,7 +27,7 @@ VERSIONS := constraints/$(ACCELERATOR).txt
 EXTRAS := onnx,eval,data,bench,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
-.PHONY: help setup install-cpu install-cuda test demo results verified docs lint fmt check clean clean-env
+.PHONY: help setup install-cpu install-cuda test demo bench results verified docs lint fmt check clean clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +39,13 @@ test: $(READY) ## run the tests; make test ARGS="-k fold" for some of them
 
 demo: $(READY) ## prune, repair, export and serve a small model
 	$(RUN) examples/demo.py $(ARGS)
+
+bench: $(READY) ## what pruning gains and costs: the tiny model, or MODEL=DIR [PRUNED="DIR DIR"]; writes runs/bench
+ifeq ($(strip $(PRUNED)),)
+	$(RUN) cli.py plan $(MODEL) --layers $(lastword $(REMOVED)) --samples 16 --seq-len 512 -o runs/pruned/plan.json --overwrite
+	for n in $(REMOVED); do $(RUN) cli.py apply $(MODEL) runs/pruned/plan.json --rounds $$n -o runs/pruned/minus-$$n --overwrite || exit; done
+endif
+	$(RUN) cli.py bench $(MODEL) $(or $(PRUNED),$(REMOVED:%=runs/pruned/minus-%)) -o runs/bench --overwrite $(if $(filter $(TINY),$(MODEL)),$(TINY_LOAD)) $(ARGS)
 
 results: $(READY) ## measure again the tables of docs/results.md (ten minutes on one core)
 	$(RUN) -m bench.ablation examples/tiny-python-lm --output docs/results.md $(ARGS)

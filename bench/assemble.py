@@ -23,7 +23,7 @@ from bench.schema import (
     Serving,
     Summary,
 )
-from bench.serving_stage import RATES_FROM, SHARES, ServingStage
+from bench.serving_stage import RATES_FROM, ServingStage
 from bench.work import counts_of
 
 _ITEMSIZES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
@@ -113,14 +113,14 @@ def assemble(
     duration_s: float,
     accuracy: Accuracy | None = None,
     frontier: Frontier | None = None,
-    open_loop: bool = True,
+    shares: Sequence[float] = (),
 ) -> Report:
     """The report of what was measured so far."""
     skipped = run.settings.skipped
     serving: list[Serving] = []
     offline: list[Offline] = []
     if "serving" not in skipped:
-        serving = list(ServingStage(run, open_loop=open_loop).results())
+        serving = list(ServingStage(run, shares=shares).results())
     if "offline" not in skipped:
         for engine in run.settings.engines:
             offline += OfflineStage(run, engine).results()
@@ -130,8 +130,8 @@ def assemble(
         for model in run.models[1:]
     ]
     settings = run.settings
-    if open_loop and not settings.request_rates:
-        settings = replace(settings, rates_from=RATES_FROM.format(", ".join(map(str, SHARES))))
+    if shares:
+        settings = replace(settings, rates_from=RATES_FROM.format(", ".join(map(str, shares))))
     return Report(
         created=created, command=tuple(command), duration_s=duration_s, settings=settings,
         environment=environment(commands=run.commands), models=run.models,

@@ -42,7 +42,7 @@ class Request:
     Attributes:
         settings: `engine_args` as the user gave them; `complete` adds what follows.
         device: ``cpu`` or ``cuda``.
-        open_loop: whether to send at given rates, besides the closed loop.
+        shares: of the rate at which the base is saturated, for the open loop.
         accuracy: does that stage; None to leave it out.
         frontier: of an earlier run, to be shown in the report.
         resume: go on with what `output` holds.
@@ -59,7 +59,7 @@ class Request:
     startup_timeout_s: float = 900.0
     kv_cache_bytes: int | None = None
     one_at_a_time: bool = False
-    open_loop: bool = True
+    shares: tuple[float, ...] = ()
     accuracy: MeasureAccuracy | None = None
     frontier: Frontier | None = None
     resume: bool = False
@@ -151,7 +151,7 @@ def prepare(request: Request, progress: Progress) -> Run:
         raw.clear()
     asked = {
         **dataclasses.asdict(request.settings), "models": [m.path for m in models],
-        "open_loop": request.open_loop,
+        "shares": request.shares,
     }  # fmt: skip
     raw.open(asked)
     run = Run(
@@ -190,7 +190,7 @@ def execute(request: Request, run: Run) -> Report:
     skipped, accuracy = run.settings.skipped, None
     with _timed(run):
         if "serving" not in skipped:
-            ServingStage(run, open_loop=request.open_loop).execute()
+            ServingStage(run, shares=request.shares).execute()
         if "offline" not in skipped:
             for engine in run.settings.engines:
                 OfflineStage(run, engine).execute()
@@ -199,5 +199,5 @@ def execute(request: Request, run: Run) -> Report:
     return assemble(
         run, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=request.command,
         duration_s=run.raw.read("duration")["seconds"], accuracy=accuracy,
-        frontier=request.frontier, open_loop=request.open_loop,
+        frontier=request.frontier, shares=request.shares,
     )  # fmt: skip

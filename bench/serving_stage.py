@@ -19,8 +19,6 @@ from bench.worker import WorkerError
 from bench.workload import Point
 
 STAGE = "serving"
-#: Shares of the base's saturated rate that the open loop tries where no rates are given.
-SHARES = (0.25, 0.5, 0.75, 0.9)
 RATES_FROM = (
     "{} of the requests/s that the base reached in the closed loop at the highest concurrency"
 )
@@ -31,13 +29,14 @@ _WARMUP_SEED = 1_000_000
 class ServingStage:
     """Runs it; the results are in `Run.raw`, and `results` reads them."""
 
-    def __init__(self, run: Run, *, open_loop: bool) -> None:
+    def __init__(self, run: Run, *, shares: Sequence[float] = ()) -> None:
         """Takes the run.
 
         Args:
-            open_loop: whether to send at given rates as well.
+            shares: of the base's saturated rate, for the open loop; it has besides those the rates
+                in the settings, and there is none if there are neither.
         """
-        self.run, self._open = run, open_loop
+        self.run, self._shares = run, tuple(shares)
         self._loader: Any = None
 
     def _piece(self, model: Model, point: Point, repeat: int) -> str:
@@ -48,12 +47,9 @@ class ServingStage:
 
     def _open_points(self, mix: Mix) -> list[Point]:
         """At the rates that were given, or that follow from the base; none if that failed."""
-        if not self._open:
-            return []
-        rates: Sequence[float] = self.run.settings.request_rates
-        if not rates:
-            saturated = self._saturation(mix)
-            rates = [] if saturated is None else [saturated * share for share in SHARES]
+        rates = list(self.run.settings.request_rates)
+        if self._shares and (saturated := self._saturation(mix)):
+            rates += [saturated * share for share in self._shares]
         return [Point(mix, request_rate=float(f"{rate:.4g}")) for rate in rates]
 
     def _saturation(self, mix: Mix) -> float | None:
@@ -78,7 +74,7 @@ class ServingStage:
         settings = self.run.settings
         for mix in settings.mixes:
             points = self._closed(mix) + self._open_points(mix)
-            if self._open and not (settings.request_rates or self._saturation(mix)):
+            if self._shares and not self._saturation(mix):
                 return True
             for model in models:
                 names = (self._piece(model, p, r) for p in points for r in repeats)
@@ -93,11 +89,11 @@ class ServingStage:
                 left = [m for m in models if not self.run.failed(m.id, STAGE)]
                 if left and self._missing(left, repeats):
                     self._session(left, repeats, stack)
-        without = [m.name for m in self.run.settings.mixes if self._open and not
-                   self._open_points(m)]  # fmt: skip
-        if without:
+        mixes = self.run.settings.mixes if self._shares else ()
+        if without := [mix.name for mix in mixes if not self._saturation(mix)]:
             self.run.warnings.append(
-                f"no open loop for {', '.join(without)}: the base reached no rate to derive it from"
+                f"{', '.join(without)}: the base reached no rate to derive those of the open loop "
+                "from"
             )
 
     def _session(self, models: list[Model], repeats: range, stack: contextlib.ExitStack) -> None:

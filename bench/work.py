@@ -150,9 +150,9 @@ def counts_of(path: Path) -> Counts:
     import torch
 
     from bench.models import config_of
-    from prunecomp.verify import meta_model
+    from prunecomp.verify import model_of
 
-    model = meta_model(path)
+    model = model_of(path)
     family, config = family_for(config_of(path), where=str(path)), model.config
     dtype = getattr(config, "dtype", None) or torch.float32
     itemsize = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize

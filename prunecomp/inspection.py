@@ -168,7 +168,7 @@ def _memory(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) ->
         request, layers=checkpoint.family.removal_unit, protect_first=0, protect_last=0
     )
     recipe = resolve_recipe(checkpoint, free, progress)  # for its device and dtype
-    model, text = model_of(checkpoint), _text(checkpoint, request)
+    model, text = model_of(checkpoint.path), _text(checkpoint, request)
     metric = METRICS.get(request.metric)
     layers = list(model.get_submodule(checkpoint.layers_path))
     found = estimate(

@@ -84,7 +84,7 @@ def _write_weights(
     # before the thread starts, so that no two threads import the same packages
     attempt = layout(checkpoint, edits, guess, max_shard_bytes) if guess else []
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lambda: saved_as(checkpoint, model_of(checkpoint, dtype), dtype))
+        asked = pool.submit(lambda: saved_as(checkpoint, model_of(checkpoint.path, dtype), dtype))
         if attempt:
             write(attempt)
         saved = asked.result()

@@ -26,18 +26,18 @@ def meta_model(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
-def model_of(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """The same of a checkpoint.
+def model_of(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The same, with an error that says what is wrong.
 
     Raises:
         CheckpointError: transformers cannot build it from the config.
     """
     try:
-        return meta_model(checkpoint.path, dtype)
+        return meta_model(path, dtype)
     except Exception as error:  # a config with odd values can raise anything in there
         reason = " ".join(str(error).split())[:300] or repr(error)
         raise CheckpointError(
-            f"{checkpoint.path}: transformers cannot build the model ({reason}); correct the config"
+            f"{path}: transformers cannot build the model ({reason}); correct the config"
         ) from error
 
 

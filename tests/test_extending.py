@@ -41,7 +41,7 @@ def added(tmp_path, monkeypatch):
 
 
 def test_the_document_has_one_of_each():
-    kinds = ["families", "metrics", "compensators", "exporters"]
+    kinds = ["families", "metrics", "compensators", "exporters", "engines"]
     assert [Path(name).parent.name for name in blocks()] == kinds
 
 
@@ -145,3 +145,17 @@ def test_exporter(added, text_model, tiny_tokens, tmp_path, capsys):
     assert run(*export, tmp_path / "spoilt", "--half") == 4
     assert "model.norm.weight: off by inf as float16" in capsys.readouterr().err
     assert not (tmp_path / "spoilt").exists()
+
+
+def test_engine(added, text_model):
+    """Found by its name, it answers what the benchmark asks a worker."""
+    from bench.engine_worker import Program
+    from bench.engines import ENGINES
+
+    assert "nocache" in ENGINES.names()
+    program = Program("nocache", text_model)
+    options = {"arguments": [], "context": 16, "batch": 2, "device": "cpu"}
+    assert program.answer({"do": "load", "options": options})["seconds"] > 0
+    shape = {"do": "measure", "batch": 2, "input_tokens": 5, "output_tokens": 3, "seed": 0}
+    assert program.answer(shape)["seconds"] > 0
+    assert program.answer({"do": "facts"})["kv_cache_tokens"] is None

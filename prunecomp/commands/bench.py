@@ -92,9 +92,9 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument("--concurrency", type=_numbers(int, 1), metavar="N,...",
                       help="requests in flight of the closed loop")  # fmt: skip
     load.add_argument(
-        "--request-rates", metavar="R,...",
-        help="requests/s of the open loop, or none (default: 0.25, 0.5, 0.75 and 0.9 of what the "
-        "base reaches in the closed loop)",
+        "--request-rates", default="25%,50%,75%,90%", metavar="R,...",
+        help="requests/s of the open loop; with %% of what the base reaches in the closed loop; or "
+        "none (default: 25%%,50%%,75%%,90%%)",
     )  # fmt: skip
     for name, usual, what in (
         ("ttft", 2000.0, "time to first token"), ("tpot", 200.0, "time per output token"),
@@ -178,7 +178,7 @@ def _settings(args: argparse.Namespace, device: str) -> Any:
         mixes.append(prompt_file_mix(args.prompt_file, output_tokens=args.prompt_file_output))
     if len({mix.name for mix in mixes}) < len(mixes):
         raise UsageError("--mix: every mix needs a name of its own")
-    rates = () if args.request_rates in (None, "none") else _rates(args.request_rates)
+    rates, _ = _rates(args.request_rates)
     accuracy = "accuracy" not in args.skip
     return Settings(
         seed=args.seed, repeats=args.repeats, warmup=max(0, args.warmup), mixes=tuple(mixes),
@@ -192,11 +192,18 @@ def _settings(args: argparse.Namespace, device: str) -> Any:
     )  # fmt: skip
 
 
-def _rates(text: str) -> tuple[float, ...]:
+def _rates(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The rates of ``--request-rates``: absolute ones, and shares of the base's."""
+    if text == "none":
+        return (), ()
+    parts = text.split(",")
+    given = [",".join(p for p in parts if not p.endswith("%"))]
+    given.append(",".join(p[:-1] for p in parts if p.endswith("%")))
     try:
-        return _numbers(float, 1e-6)(text)
+        rates, percent = (_numbers(float, 1e-6)(part) if part else () for part in given)
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--request-rates {error}, or none") from error
+    return rates, tuple(p / 100 for p in percent)
 
 
 def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...]):
@@ -259,7 +266,7 @@ def _request(args: argparse.Namespace) -> Request:
         output=args.output, settings=settings, command=tuple(sys.argv), device=device,
         port=args.port, startup_timeout_s=args.startup_timeout, one_at_a_time=args.one_at_a_time,
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
-        open_loop=args.request_rates != "none",
+        shares=_rates(args.request_rates)[1],
         accuracy=_accuracy(args, device, settings.engine_args),
         frontier=_frontier(args.frontier), resume=args.goes_on, overwrite=args.overwrite,
     )  # fmt: skip

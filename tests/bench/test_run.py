@@ -124,6 +124,17 @@ def test_models_take_turns_and_rates_follow_from_the_base(bench, tmp_path):
     assert "0.25, 0.5, 0.75, 0.9 of the requests/s that the base" in report.settings.rates_from
 
 
+def test_rates_that_are_given(bench, tmp_path):
+    assert bench(World(), "--request-rates", "3,50%", "--concurrency", "2")[0] == 0
+    report = read_report(tmp_path / "out")
+    assert report.settings.request_rates == (3.0,)
+    rates = {s.request_rate for s in report.serving if s.mode == "open" and s.mix == "long"}
+    saturated = 7 / requests(8, 8, 3, 1.0)["duration"]
+    assert sorted(rates) == pytest.approx(sorted([3.0, saturated / 2]), rel=1e-3)
+    assert bench(World(), "--overwrite", "--request-rates", "none")[0] == 0
+    assert {s.mode for s in read_report(tmp_path / "out").serving} == {"closed"}
+
+
 def test_one_at_a_time(bench, tmp_path):
     world = World()
     assert bench(world, "--one-at-a-time")[0] == 0
@@ -199,6 +210,7 @@ def test_resume(bench, tmp_path):
         (["--engines", "onnxruntime"], "has no model.onnx; write one by cli.py export"),
         (["--skip", "load"], "--skip load: choose from serving, offline, accuracy"),
         (["--request-rates", "0"], "--request-rates '0': every number"),
+        (["--request-rates", "1,x%"], "--request-rates 'x' is not a list such as 1,2,4, or none"),
         (["--fail-under", "speed=2"], "speed"),
         (["--resume"], "no such run; leave out --resume"),
     ],

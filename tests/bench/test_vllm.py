@@ -28,7 +28,7 @@ def models(tmp_path_factory):
     tiny_models.byte_tokenizer().save_pretrained(good)
     refused = shutil.copytree(good, root / "refused")
     config = json.loads((refused / "config.json").read_text())
-    config |= {"num_hidden_layers": 1, "head_dim": 33}
+    config |= {"num_hidden_layers": 1, "head_dim": 34}
     (refused / "config.json").write_text(json.dumps(config))
     return good, refused
 
