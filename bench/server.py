@@ -30,7 +30,7 @@ MODULE = "vllm.entrypoints.openai.api_server"
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 _CAUSE = re.compile(r"\w*(?:Error|Exception|Interrupt)\b: .*|.*out of memory.*", re.IGNORECASE)
-_NO_CAUSE = ("See root cause above", "Engine core initialization failed")
+_NO_CAUSE = ("See root cause above", "stack trace for root cause")
 _PORT_TAKEN = "Address already in use"
 
 
@@ -151,7 +151,7 @@ class Server:
     def error(self, what: str, *, cause: bool = True) -> ServerError:
         """`what`, with the log's most telling line and its tail."""
         tail = self.child.tail()
-        why = cause_in(tail) if cause else ""
+        why = cause_in(self.log.read_text(encoding="utf-8", errors="replace")) if cause else ""
         return ServerError(f"{self.directory}: {what}{': ' + why if why else ''}\n{tail}")
 
     def check_alive(self) -> None:

@@ -44,7 +44,10 @@ def test_real_servers(models, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "serving, minus-1: " in err
-    assert "vLLM ended with exit code 1 before it was up: " in err
+    assert (
+        "vLLM ended with exit code 1 before it was up: RuntimeError: start (0) + length (68) "
+        in err
+    )
     report = read_report(tmp_path / "run")
     (failure,) = report.failures
     assert (failure.model, failure.stage) == ("minus-1", "serving")
