@@ -22,7 +22,7 @@ from bench.server import SMALL_ON_CPU, check_port, need_vllm
 from bench.serving_stage import ServingStage
 from bench.workload import check_lengths
 from prunecomp.checkpoint.output import check_output
-from prunecomp.errors import InterruptedRunError, UsageError
+from prunecomp.errors import InterruptedRunError, PruneCompError, UsageError
 from prunecomp.progress import Progress
 
 STAGES = ("serving", "offline", "accuracy")
@@ -195,7 +195,10 @@ def execute(request: Request, run: Run) -> Report:
             for engine in run.settings.engines:
                 OfflineStage(run, engine).execute()
         if "accuracy" not in skipped and request.accuracy is not None:
-            accuracy = request.accuracy(run)
+            try:
+                accuracy = request.accuracy(run)
+            except PruneCompError as error:  # what was measured before is not lost
+                run.fail(run.models[0].id, "accuracy", error)
     return assemble(
         run, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=request.command,
         duration_s=run.raw.read("duration")["seconds"], accuracy=accuracy,

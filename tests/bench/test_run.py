@@ -12,6 +12,7 @@ from bench import run as bench_run
 from bench.context import Tools
 from bench.schema import read_report
 from prunecomp.commands import bench as command
+from prunecomp.errors import UsageError
 from tests.bench.fake_engine import World, drift, requests
 
 LAYERS = {"base": 8, "minus-2": 6, "minus-4": 4}
@@ -163,6 +164,17 @@ def test_one_model_that_fails_does_not_take_the_others_along(bench, tmp_path):
     assert len(done) == 2
     assert all(s.metrics for s in report.serving if s.model == "base")
     assert {o.model for o in report.offline} == set(LAYERS)
+
+
+def test_accuracy_that_fails_does_not_take_the_rest_along(bench, tmp_path, monkeypatch):
+    def fail(run):
+        raise UsageError("task x: no data")
+
+    monkeypatch.setattr(command, "_accuracy", lambda *arguments: fail)
+    code, err = bench(World(), "--skip", "offline")
+    assert code == 1
+    assert "1 failure(s), the first: accuracy, base: task x: no data; the report has the" in err
+    assert read_report(tmp_path / "out").serving
 
 
 def without_times(report):
