@@ -15,16 +15,17 @@ def write(report: Report, directory: Path) -> list[Path]:
 
     Raises:
         UsageError: the directory cannot be written.
-        MissingDependencyError: matplotlib or jinja2, which the page needs, is missing.
+        MissingDependencyError: matplotlib or jinja2, which the page needs, is missing; the figures
+            are written nevertheless.
     """
     from bench.report import html, markdown
     from prunecomp.checkpoint.output import write_text
 
-    texts = {
-        "report.json": json.dumps(report.to_json(), indent=1) + "\n",
-        "report.md": markdown.render(report),
-        "report.html": html.render(report),
+    renderers = {
+        "report.json": lambda: json.dumps(report.to_json(), indent=1) + "\n",
+        "report.md": lambda: markdown.render(report),
+        "report.html": lambda: html.render(report),
     }
-    for name, text in texts.items():
-        write_text(directory / name, text, overwrite=True)
-    return [directory / name for name in texts]
+    for name, render in renderers.items():
+        write_text(directory / name, render(), overwrite=True)
+    return [directory / name for name in renderers]

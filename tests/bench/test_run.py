@@ -12,7 +12,7 @@ from bench import run as bench_run
 from bench.context import Tools
 from bench.schema import read_report
 from prunecomp.commands import bench as command
-from prunecomp.errors import UsageError
+from prunecomp.errors import MissingDependencyError, UsageError
 from tests.bench.fake_engine import World, drift, requests
 
 LAYERS = {"base": 8, "minus-2": 6, "minus-4": 4}
@@ -235,6 +235,16 @@ def test_refused_before_anything_runs(bench, tmp_path, options, says):
     assert err.count("\n") == 1
     assert world.events == []
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_package_for_the_page_the_figures_are_there(bench, tmp_path, monkeypatch):
+    def missing(report):
+        raise MissingDependencyError("no jinja2")
+
+    monkeypatch.setattr("bench.report.html.render", missing)
+    code, err = bench(World(), "--skip", "offline,accuracy", pages=True)
+    assert (code, err) == (5, "error: no jinja2\n")
+    assert read_report(tmp_path / "out").serving
 
 
 def test_limits(bench, tmp_path):
