@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from prunecomp.calibration.cache import ActivationCache
-from prunecomp.calibration.runner import BATCH_TOKENS, LOGIT_ELEMENTS, default_cache_bytes
+from prunecomp.calibration.losses import positions_at_once
+from prunecomp.calibration.runner import BATCH_TOKENS, default_cache_bytes
 
 #: Live tensors of the stream's width in one layer: residual, norm in fp32, q, k, v, output.
 STREAMS = 8
@@ -124,12 +125,10 @@ def _layer_blocks(model: nn.Module, load: Workload, b: int) -> list[int]:
     return blocks
 
 
-def _logits(vocabulary: int, load: Workload, b: int) -> int:
-    """Logits that exist at once: as computed, in fp32, and their log-softmax."""
-    n = load.batch
-    step = max(1, LOGIT_ELEMENTS // (vocabulary * n))
-    elements = vocabulary * n * min(step, load.seq_len - 1)
-    return elements * (b + 4 + 4 * (b != 4))
+def _logits(vocabulary: int, load: Workload, b: int, device: str) -> int:
+    """Logits that exist at once as computed."""
+    step = positions_at_once(vocabulary, load.batch, device)
+    return vocabulary * load.batch * min(step, load.seq_len - 1) * b
 
 
 def _cache(depth: int, boundary: int, load: Workload, budget: int) -> int:
@@ -182,7 +181,7 @@ def estimate(
         "activation cache": _cache(depth, boundary, load, max(0, budget)),
     }
     evaluation = load.evaluation_samples * per_sample
-    logits = _logits(model.config.vocab_size, load, b)
+    logits = _logits(model.config.vocab_size, load, b, device.type)
     moments = {
         "loading": {
             **libraries, "weights": weights, "files, while converted": files.converted * host,

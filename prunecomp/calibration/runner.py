@@ -17,15 +17,15 @@ import torch
 
 from prunecomp.calibration.cache import ActivationCache
 from prunecomp.calibration.data import CalibrationSet
-from prunecomp.calibration.stats import channel_magnitude, cosine_sum
+from prunecomp.calibration.losses import loss_gradient, sample_losses
+from prunecomp.calibration.stats import cosine_sums, summarise
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.errors import NumericError
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
 
-#: Tokens that go through a layer at once, and logits that are held at once, as a multiple.
+#: Tokens that go through a layer at once.
 BATCH_TOKENS = 8192
-LOGIT_ELEMENTS = 1 << 26
 
 
 def default_cache_bytes(device: torch.device) -> int:
@@ -33,6 +33,20 @@ def default_cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 3
     return psutil.virtual_memory().available // 3
+
+
+def _mean(sums: torch.Tensor, terms: int) -> float:
+    """Mean of all terms of all samples: [samples] float64, each a sum of so many terms.
+
+    Raises:
+        NumericError: it is not finite.
+    """
+    value = float(sums.sum()) / (len(sums) * terms)
+    if not math.isfinite(value):
+        raise NumericError(
+            "the hidden states or losses are not finite; use --dtype bfloat16 or float32"
+        )
+    return value
 
 
 class Runner:
@@ -57,6 +71,7 @@ class Runner:
             budget=default_cache_bytes(model.device) if cache_bytes is None else cache_bytes,
         )
         self._magnitudes: dict[int, torch.Tensor] = {}
+        self._norms: dict[int, list[torch.Tensor]] = {}
         self._cosines: dict[tuple[int, str], dict[int, float]] = {}
         self._note(0, first)
 
@@ -81,17 +96,14 @@ class Runner:
             window: deque[Sequence[torch.Tensor]] = deque(maxlen=lag + 1)
             for boundary, batches in self._sweep(start, len(self.live), "scores"):
                 window.append(batches)
-                if boundary - lag >= start:
-                    known[boundary - lag] = self._mean_cosine(window[0], batches, axis)
+                p = boundary - lag
+                if p >= start:
+                    norms = zip(self._norms[p], self._norms[boundary], strict=True)
+                    each = zip(window[0], batches, norms, strict=True)
+                    sums = torch.cat([cosine_sums(x, y, n, axis=axis) for x, y, n in each])
+                    shape = batches[0].shape
+                    known[p] = _mean(sums, shape[2] if axis == "sequence" else shape[1])
         return [known[p] for p in range(pairs)]
-
-    def _mean_cosine(self, before, after, axis: str) -> float:
-        total = sum(float(cosine_sum(x, y, axis=axis)) for x, y in zip(before, after, strict=True))
-        axis_size = 2 if axis == "sequence" else 1
-        value = total / sum(h.shape[0] * h.shape[axis_size] for h in before)
-        if not math.isfinite(value):
-            raise NumericError("the hidden states are not finite; use --dtype bfloat16 or float32")
-        return value
 
     def loss(self, *, without: range | None = None, description: str = "loss") -> float:
         """Mean next-token cross entropy in nats, with these live layers (by position) skipped."""
@@ -99,15 +111,8 @@ class Runner:
         ((_, batches),) = self._sweep(skipped.start, skipped.start, description)
         for layer in self.live[skipped.stop :]:
             batches = [self._forward(layer, h) for h in batches]
-        total, count = 0.0, 0
-        for hidden, ids in zip(batches, self._ids, strict=True):
-            total += float(self._token_losses(hidden, ids).double().sum())
-            count += ids.shape[0] * (ids.shape[1] - 1)
-        if not math.isfinite(total):
-            raise NumericError(
-                "the calibration loss is not finite; use --dtype bfloat16 or float32"
-            )
-        return total / count
+        losses = [sample_losses(self.model, *each) for each in zip(batches, self._ids, strict=True)]
+        return _mean(torch.cat(losses), self._ids[0].shape[1] - 1)
 
     def weight_gradients(
         self,
@@ -120,7 +125,8 @@ class Runner:
         """
         last = len(self.live)
         ((_, batches),) = self._sweep(last, last, "forward")
-        upstream = [self._loss_gradient(h, ids) for h, ids in zip(batches, self._ids, strict=True)]
+        ids = zip(batches, self._ids, strict=True)
+        upstream = [loss_gradient(self.model, *each) for each in ids]
         positions = range(last - 1, -1, -1)
         for p in self.progress.track(positions, "gradients", total=last, unit="layer"):
             ((_, batches),) = self._sweep(p, p, "forward")
@@ -157,7 +163,9 @@ class Runner:
         if plan.recipe.fold == "upstream" and done.factor != 1.0:
             cut = -1
         self.cache.truncate_after(cut)
-        self._magnitudes = {b: m for b, m in self._magnitudes.items() if b <= cut}
+        for known in (self._magnitudes, self._norms):
+            for b in [b for b in known if b > cut]:
+                del known[b]
         for (lag, _), known in self._cosines.items():
             for p in [p for p in known if p + lag > cut]:
                 del known[p]
@@ -173,7 +181,9 @@ class Runner:
     def _note(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
         self.cache.put(boundary, batches)
         if boundary not in self._magnitudes:
-            self._magnitudes[boundary] = torch.cat([channel_magnitude(h) for h in batches])
+            found = [summarise(hidden) for hidden in batches]
+            self._magnitudes[boundary] = torch.cat([magnitude for magnitude, _ in found]).cpu()
+            self._norms[boundary] = [norms for _, norms in found]
 
     def _sweep(
         self, first: int, last: int, description: str
@@ -201,38 +211,3 @@ class Runner:
                     self._note(boundary, batches)
                 if boundary >= first:
                     yield boundary, batches
-
-    def _token_losses(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Cross entropy [n, t - 1] float32; logits exist for a slice of the tokens at a time."""
-        vocabulary = self.model.model.config.vocab_size
-        step = max(1, LOGIT_ELEMENTS // (vocabulary * len(ids)))
-        parts = []
-        for start in range(0, ids.shape[1] - 1, step):
-            stop = min(start + step, ids.shape[1] - 1)
-            with torch.no_grad():
-                logits = self.model.logits(hidden[:, start:stop], ids[:, start:stop])
-            target = ids[:, start + 1 : stop + 1]
-            parts.append(
-                torch.nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1), target.flatten(), reduction="none"
-                ).view_as(target)
-            )
-        return torch.cat(parts, dim=1)
-
-    def _loss_gradient(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Gradient of the sum over samples of the mean loss, with respect to the last stream."""
-        out = torch.zeros_like(hidden)
-        vocabulary, length = self.model.model.config.vocab_size, ids.shape[1] - 1
-        step = max(1, LOGIT_ELEMENTS // (vocabulary * len(ids)))
-        for start in range(0, length, step):
-            stop = min(start + step, length)
-            piece = hidden[:, start:stop].detach().requires_grad_()
-            with torch.enable_grad():
-                logits = self.model.logits(piece, ids[:, start:stop])
-                loss = torch.nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1),
-                    ids[:, start + 1 : stop + 1].flatten(),
-                    reduction="sum",
-                )
-            out[:, start:stop] = torch.autograd.grad(loss / length, piece)[0]
-        return out

@@ -1,42 +1,84 @@
 """Statistics of the residual stream, from which metrics and compensators are computed.
 
-Letters: n samples, t tokens, d channels. Products and sums are taken in fp32, totals in fp64.
+Letters: n samples, t tokens, d channels. Products and sums of one token or channel are taken in
+fp32, sums of cosines in fp64. All is computed per sample, so that it does not matter which samples
+share a batch or a process, and stays on the device of the stream: nobody waits for it here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 
 from prunecomp.errors import NumericError
 
+#: Elements that are widened to fp32 at once on a CPU, so that they stay in its cache.
+_CACHED_ELEMENTS = 1 << 17
+_SMALLEST_NORM = 1e-8  # as torch's cosine_similarity has it
 
-def channel_magnitude(hidden: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of |h|: [n, t, d] any float dtype -> [n, d] float32 on the CPU."""
-    return hidden.abs().mean(dim=1, dtype=torch.float32).cpu()
+
+def _pieces(hidden: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and tokens of [n, t, d] that are taken at once."""
+    samples, tokens, channels = hidden.shape
+    if hidden.device.type != "cpu":
+        yield slice(0, samples), slice(0, tokens)
+        return
+    step = max(1, _CACHED_ELEMENTS // channels)
+    for sample in range(samples):
+        for start in range(0, tokens, step):
+            yield slice(sample, sample + 1), slice(start, start + step)
 
 
-def cosine_sum(
-    before: torch.Tensor, after: torch.Tensor, *, axis: str = "channels"
+def summarise(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over tokens of |h|, and the norm of each token: [n, t, d] -> [n, d], [n, t] float32."""
+    samples, tokens, channels = hidden.shape
+    magnitude = torch.zeros(samples, channels, dtype=torch.float32, device=hidden.device)
+    norms = torch.empty(samples, tokens, dtype=torch.float32, device=hidden.device)
+    for piece in _pieces(hidden):
+        values = hidden[piece].float()
+        norms[piece] = torch.linalg.vector_norm(values, dim=2)
+        magnitude[piece[0]] += values.abs().sum(dim=1)
+    return magnitude / tokens, norms
+
+
+def cosine_sums(
+    before: torch.Tensor,
+    after: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    axis: str = "channels",
 ) -> torch.Tensor:
-    """Sum of cosines between two boundaries of the same batch, a float64 scalar.
+    """Sum of cosines between two boundaries of the same batch, per sample: [n] float64.
 
     Args:
         before: [n, t, d] stream at the first boundary.
         after: [n, t, d] stream at the second.
+        norms: of the tokens of both, where they are known.
         axis: ``channels``: one cosine per token, over d. ``sequence``: one per channel, over t,
             which is what the research code of Prune&Comp and LinearPatch computes for CL, by
             leaving torch's default dim in place.
     """
-    dim = {"channels": 2, "sequence": 1}[axis]
-    x, y = before.float(), after.float()
-    return torch.nn.functional.cosine_similarity(x, y, dim=dim).double().sum()
+    if axis == "sequence":
+        cosines = [
+            torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=0)
+            for x, y in zip(before, after, strict=True)
+        ]
+        return torch.stack(cosines).double().sum(dim=1)
+    assert axis == "channels"
+    first, second = norms or (summarise(before)[1], summarise(after)[1])
+    lengths = first.clamp(min=_SMALLEST_NORM) * second.clamp(min=_SMALLEST_NORM)
+    products = torch.empty_like(lengths)
+    for piece in _pieces(before):
+        products[piece] = torch.linalg.vecdot(before[piece].float(), after[piece].float(), dim=2)
+    return (products / lengths).double().sum(dim=1)
 
 
 def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
     """Mean over samples and channels of ``after / before``.
 
     Args:
-        before: [n, d] float32, `channel_magnitude` at the boundary before a span.
+        before: [n, d] float32, magnitudes of `summarise` at the boundary before a span.
         after: [n, d] float32, the same at the boundary behind it.
 
     A channel that is zero on every token before the span has no ratio and is left out: it holds

@@ -97,6 +97,11 @@ class PlannedModel:
             self.model.base_model(input_ids=token, use_cache=False)
         return found[0]
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per token."""
+        return self.model.config.vocab_size
+
     def layer(self, original: int) -> nn.Module:
         """The module of the layer with this original index."""
         return self._layers[original]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunecomp.calibration import runner as runner_module
+from prunecomp.calibration import losses
 from prunecomp.calibration.cache import ActivationCache
 from prunecomp.calibration.data import CalibrationSet, TextSource
 from prunecomp.calibration.runner import Runner
@@ -92,7 +92,9 @@ def test_batch_size_does_not_change_the_choice(metric, choose):
 @pytest.mark.parametrize("metric", ["ppl", "taylor"])
 def test_slicing_of_logits_changes_nothing(metric, choose, monkeypatch):
     whole, _, _ = choose("llama-tied", metric)
-    monkeypatch.setattr(runner_module, "LOGIT_ELEMENTS", 4 * 97 * tiny_models.SAMPLES)
+    monkeypatch.setattr(losses, "LOGIT_ELEMENTS", {"cpu": 4 * 97 * tiny_models.SAMPLES})
+    monkeypatch.setattr(losses, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(losses, "_CACHED_ELEMENTS", 3 * 97)
     sliced, _, _ = choose("llama-tied", metric)
     assert [r.removed for r in sliced.rounds] == [r.removed for r in whole.rounds]
     for a, b in zip(sliced.rounds, whole.rounds, strict=True):

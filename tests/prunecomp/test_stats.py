@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prunecomp.calibration.stats import channel_magnitude, cosine_sum, magnitude_ratio
+from prunecomp.calibration.stats import cosine_sums, magnitude_ratio, summarise
 from prunecomp.errors import NumericError
 from tests.oracles import stream
 
@@ -18,20 +18,20 @@ AFTER = torch.tensor([[[4.0, 3.0], [0.0, -2.0]]])
 
 def test_cosine_over_channels():
     """Tokens: (3,4).(4,3)/25 = 0.96 and 0."""
-    assert float(cosine_sum(BEFORE, AFTER)) == pytest.approx(0.96)
+    assert float(cosine_sums(BEFORE, AFTER)) == pytest.approx(0.96)
     assert stream.mean_cosine_over_tokens(BEFORE, AFTER) == pytest.approx(0.48)
 
 
 def test_cosine_over_the_sequence():
     """Channels: (3,1).(4,0)/(sqrt10*4) and (4,0).(3,-2)/(4*sqrt13)."""
     expected = 12 / (math.sqrt(10) * 4) + 12 / (4 * math.sqrt(13))
-    assert float(cosine_sum(BEFORE, AFTER, axis="sequence")) == pytest.approx(expected)
+    assert float(cosine_sums(BEFORE, AFTER, axis="sequence")) == pytest.approx(expected)
     assert stream.mean_cosine_over_channels(BEFORE, AFTER) == pytest.approx(expected / 2)
 
 
 def test_magnitude_ratio():
     """Means over tokens: (2, 2) before and (2, 2.5) after; ratios 1 and 1.25."""
-    before, after = channel_magnitude(BEFORE), channel_magnitude(AFTER)
+    (before, _), (after, _) = summarise(BEFORE), summarise(AFTER)
     assert before.tolist() == [[2.0, 2.0]]
     assert after.tolist() == [[2.0, 2.5]]
     assert magnitude_ratio(before, after) == pytest.approx(1.125)
@@ -62,7 +62,26 @@ def test_half_precision_is_accumulated_in_single():
     """The mean of 4096 bf16 ones that alternate with 1/256 more would be lost in bf16."""
     hidden = torch.ones(1, 4096, 1, dtype=torch.bfloat16)
     hidden[:, ::2] += 2.0**-7
-    assert float(channel_magnitude(hidden)) == pytest.approx(1 + 2.0**-8, rel=1e-6)
+    assert float(summarise(hidden)[0]) == pytest.approx(1 + 2.0**-8, rel=1e-6)
+
+
+def test_long_and_wide_streams():
+    """More than one piece per sample, samples that differ, and a sample alone as among others."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(3, 90, 4000, generator=generator)
+    after = before + torch.randn(3, 90, 4000, generator=generator) * torch.tensor(
+        [[[0.1]], [[1.0]], [[3.0]]]
+    )
+    magnitude, norms = summarise(after)
+    assert torch.allclose(magnitude, after.abs().mean(dim=1), rtol=1e-5)
+    assert torch.allclose(norms, after.norm(dim=2), rtol=1e-5)
+    both = torch.cat([before, after]).double()
+    x, y = both[:3], both[3:]
+    cosines = (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2))
+    found = cosine_sums(before, after, (summarise(before)[1], norms))
+    assert torch.allclose(found, cosines.sum(1), rtol=1e-6)
+    assert torch.equal(cosine_sums(before[1:2], after[1:2]), found[1:2])
+    assert torch.equal(summarise(after[2:])[0], magnitude[2:])
 
 
 @pytest.mark.parametrize("name", ["llama-bias", "qwen3-tied"])
