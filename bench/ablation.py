@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.view import PlannedModel
@@ -78,7 +79,7 @@ class Study:
 
     def perplexity(self) -> float:
         """Of the model as it now stands, on the evaluation text."""
-        runner = Runner(self.model, self.evaluation, progress=self.progress, cache_bytes=0)
+        runner = Runner(self.model, self.evaluation, progress=self.progress, cache=CacheBudget(0))
         return math.exp(runner.loss(description="evaluation"))
 
     def run(self, setting: Setting, depths: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -160,6 +160,7 @@ class Study:
         Raises:
             UsageError: no text to evaluate on is known.
         """
+        from prunecomp.calibration.cache import CacheBudget
         from prunecomp.calibration.runner import Runner
         from prunecomp.calibration.view import PlannedModel
         from prunecomp.device import DTYPES, resolve_device
@@ -182,7 +183,7 @@ class Study:
             model.apply(part)
             runner = Runner(
                 model, text, progress=self.progress, batch_size=self.request.batch_size,
-                cache_bytes=0,
+                cache=CacheBudget(0),
             )  # fmt: skip
             known[depth] = math.exp(runner.loss(description="evaluation"))
             self.progress.say(f"{depth} layers removed: perplexity {known[depth]:.3f}")

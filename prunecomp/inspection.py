@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunecomp.checkpoint.files import resolved_config
 from prunecomp.checkpoint.reader import Checkpoint
@@ -13,15 +13,14 @@ from prunecomp.families._table import pinned_transformers, row, vllm_results
 from prunecomp.families.base import any_expert
 from prunecomp.fold import choose_fold, compile_edits
 from prunecomp.metrics import METRICS
-from prunecomp.pipeline import EVALUATION_SAMPLES, PlanRequest, load_texts, resolve_recipe
+from prunecomp.pipeline import (
+    EVALUATION_SAMPLES,
+    PlanRequest,
+    load_texts,
+    resolve_recipe,
+)
 from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
 from prunecomp.progress import Progress
-from prunecomp.verify import model_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from prunecomp.memory import Files
 
 
 def _cut(checkpoint: Checkpoint, fold: str, first: int) -> PrunePlan:
@@ -105,24 +104,6 @@ def _quantisation(checkpoint: Checkpoint) -> str | None:
     return str(checkpoint.config[checkpoint.quantized.key].get("quant_method", "unknown"))
 
 
-def _files(checkpoint: Checkpoint, model: nn.Module, dtype: str) -> Files:
-    """Which bytes of the files are mapped into memory, and which are computed from."""
-    from prunecomp.checkpoint.parameters import ParameterMap
-    from prunecomp.memory import Files
-
-    if checkpoint.quantized is not None:
-        return Files()  # weights are computed one at a time, and files closed behind each
-    index = checkpoint.index
-    same = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
-    mapped, converted = Counter(), Counter()
-    for group in ParameterMap(model, checkpoint.index):
-        for spec in (index[name] for name in group.sources):
-            as_is = group.converter is None and spec.dtype == same
-            (mapped if as_is else converted)[spec.file] += spec.nbytes
-    held = sum(nbytes for file, nbytes in converted.items() if file in mapped)
-    return Files(mapped.total(), converted.total(), held)
-
-
 def _text(checkpoint: Checkpoint, request: PlanRequest) -> dict[str, Any]:
     """The shape of the text that `compress` would read.
 
@@ -161,33 +142,24 @@ def _memory(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) ->
     import transformers.core_model_loading  # noqa: F401  what loading imports counts as well
 
     from prunecomp.calibration import view  # noqa: F401
-    from prunecomp.device import DTYPES, resolve_device
-    from prunecomp.memory import Workload, estimate
+    from prunecomp.calibration.weights import skeleton
+    from prunecomp.device import DTYPES
+    from prunecomp.machine import estimate_memory
 
     free = dataclasses.replace(
         request, layers=checkpoint.family.removal_unit, protect_first=0, protect_last=0
     )
     recipe = resolve_recipe(checkpoint, free, progress)  # for its device and dtype
-    model, text = model_of(checkpoint.path), _text(checkpoint, request)
-    metric = METRICS.get(request.metric)
-    layers = list(model.get_submodule(checkpoint.layers_path))
-    found = estimate(
-        model,
-        Workload(
-            samples=text["samples"], seq_len=text["seq_len"],
-            evaluation_samples=text["evaluation_samples"], batch_size=request.batch_size,
-            block=metric.block, gradients=getattr(metric, "gradients", False),
-        ),
-        files=_files(checkpoint, model, recipe.dtype),
-        device=resolve_device(recipe.device), dtype=DTYPES[recipe.dtype],
-        depth=checkpoint.num_hidden_layers,
-        layer_numel=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
-    )  # fmt: skip
+    model, text = skeleton(checkpoint, DTYPES[recipe.dtype]), _text(checkpoint, request)
+    shape = {key: text[key] for key in ("samples", "seq_len", "evaluation_samples")}
+    found = estimate_memory(checkpoint, request, recipe, model, **shape)
     return {
         "text": text,
         "metric": request.metric,
         "dtype": recipe.dtype,
         "device": found.device,
+        "mode": found.mode,
+        "batch_size": found.batch_size,
         "moment": found.moment,
         "bytes": found.total,
         "parts": found.parts,

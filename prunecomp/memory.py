@@ -1,4 +1,4 @@
-"""How much memory a compression will need, from counted things; see docs/memory.md.
+"""How much memory a compression will need, and how it is to run; see docs/memory.md.
 
 Letters: n samples per batch, t tokens per sample, d width of the stream, b bytes per element of
 the compute dtype. All sizes are bytes.
@@ -6,17 +6,23 @@ the compute dtype. All sizes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
 
-from prunecomp.calibration.cache import ActivationCache
+from prunecomp.calibration.cache import CacheBudget, free_disk
 from prunecomp.calibration.losses import positions_at_once
-from prunecomp.calibration.runner import BATCH_TOKENS, default_cache_bytes
+from prunecomp.calibration.runner import BATCH_TOKENS
+from prunecomp.calibration.weights import OUTSIDE, part_of
+from prunecomp.checkpoint.parameters import ParameterMap
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.errors import UsageError
 
 #: Live tensors of the stream's width in one layer: residual, norm in fp32, q, k, v, output.
 STREAMS = 8
@@ -56,18 +62,22 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Files:
-    """How loading uses the weight files.
+class PartUse:
+    """What one layer, or all that is outside of the layers, takes when it is in memory.
 
     Attributes:
-        mapped: bytes of the tensors that are mapped into memory and used as they are.
-        converted: of those from which weights are computed: of another dtype, or put together.
-        held: of the latter, in files that stay open because others of their tensors are mapped.
+        weights: bytes of its parameters; of those that are mapped from files, pages of the files.
+        converted: bytes of the files that are there while parameters are computed from them.
+        held: of the latter, in files that stay mapped because other tensors of them are.
+        numel: number of parameters.
+        largest: parameters in its largest tensor.
     """
 
-    mapped: int = 0
+    weights: int = 0
     converted: int = 0
     held: int = 0
+    numel: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,19 +86,25 @@ class Estimate:
 
     Attributes:
         device: where the model runs.
+        mode: ``resident``, the whole model in memory, or ``streamed``, a layer at a time.
         moment: ``loading``, ``layers``, ``logits`` or ``gradients``.
         parts: what is there then, by name.
         moments: the total at each moment.
         host: main memory, where the device has memory of its own.
-        available: memory of the device that is available now.
+        available: memory of the device that may be used: what was asked for, or what is free now.
+        cache: for activations.
+        batch_size: samples per batch.
     """
 
     device: str
+    mode: str
     moment: str
     parts: dict[str, int]
     moments: dict[str, int]
     host: int | None
     available: int
+    cache: CacheBudget
+    batch_size: int
 
     @property
     def total(self) -> int:
@@ -131,80 +147,153 @@ def _logits(vocabulary: int, load: Workload, b: int, device: str) -> int:
     return vocabulary * load.batch * min(step, load.seq_len - 1) * b
 
 
-def _cache(depth: int, boundary: int, load: Workload, budget: int) -> int:
-    """Boundaries that are kept, and those that move where not all are."""
-    stride = ActivationCache(
-        boundaries=depth + 1, bytes_per_boundary=boundary, budget=budget
-    ).stride
+def part_uses(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[int, PartUse]:
+    """How each part of `model` comes into memory, from headers alone; see `Weights`."""
+    same = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    dense, index = checkpoint.dense, checkpoint.index
+    expected = model.state_dict()
+    found: dict[int, PartUse] = {}
+    in_files: dict[tuple[int, bool], Counter[Any]] = {}
+    for group in ParameterMap(model, dense):
+        part = part_of(group.target, checkpoint.layers_path)
+        specs = [index[name] for n in group.sources for name in dense.sources(n)]
+        numels = [math.prod(dense.shape(n)) for n in group.sources]
+        as_is = group.converter is None and {spec.dtype for spec in specs} == {same}
+        for spec in specs:
+            in_files.setdefault((part, as_is), Counter())[spec.file] += spec.nbytes
+        old, numel = found.get(part, PartUse()), sum(numels)
+        found[part] = replace(
+            old, numel=old.numel + numel, largest=max(old.largest, *numels),
+            weights=old.weights + numel * expected[group.target].dtype.itemsize,
+        )  # fmt: skip
+    for part, use in found.items():
+        mapped, converted = (in_files.get((part, as_is), Counter()) for as_is in (True, False))
+        held = sum(size for file, size in converted.items() if file in mapped)
+        found[part] = replace(use, converted=converted.total(), held=held)
+    return found
+
+
+def _always(
+    mode: str, uses: Mapping[int, PartUse], host: bool
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Weights while layers run, while embeddings and head do, and while they are loaded."""
+    layers = [use for part, use in uses.items() if part != OUTSIDE]
+    layer, outside = max(use.weights for use in layers), uses[OUTSIDE].weights
+    converted = max(use.converted for use in uses.values()) * host
+    edited = max(use.largest for use in layers) * 8  # two of its tensors in fp32, one after another
+    if mode == "resident":
+        weights = {"weights": sum(use.weights for use in uses.values())}
+        held = {"files that stay open": sum(use.held for use in uses.values()) * host}
+        running = {**weights, **held}
+        return running, running, {**weights, "files, while converted": converted}
+    held = max(use.held for use in uses.values()) * host
+    computed = {"weights that are computed": max(converted, edited) * host}
+    running = {"weights of two layers": 2 * layer + held, **computed}
+    return running, {"weights of a layer": layer, "embeddings and head": outside}, running
+
+
+def _moments(
+    model: nn.Module, load: Workload, uses: Mapping[int, PartUse], b: int, device: str, mode: str
+) -> dict[str, dict[str, int]]:
+    """What is there at each moment, without libraries and cache."""
+    host = device == "cpu"
+    per_sample = load.seq_len * model.config.hidden_size * b
+    boundary, evaluation = load.samples * per_sample, load.evaluation_samples * per_sample
+    blocks = _layer_blocks(model, load, b)
+    # CUDA's allocator keeps all blocks that are freed, the C library the smaller ones.
+    kept = sum(block for block in blocks if not host or block < KEPT_BLOCK)
+    logits = _logits(model.config.vocab_size, load, b, device)
+    running, ends, loading = _always(mode, uses, host)
+    freed = {"freed temporaries that the allocator keeps": kept}
+    moments = {
+        "loading": loading,
+        "layers": {**running, "evaluation": 3 * evaluation, "a layer's temporaries": sum(blocks)},
+        "logits": {**ends, "evaluation": 2 * evaluation, "logits": logits, **freed},
+    }
+    if load.gradients:
+        numel = max(use.numel for part, use in uses.items() if part != OUTSIDE)
+        moments["gradients"] = {
+            **(running if mode == "resident" else {k: running[k] + v for k, v in ends.items()}),
+            "logits and their gradients": logits * 3 + logits // b * 8,
+            "gradients of the stream": boundary, "gradients of a layer": numel * (4 + b), **freed,
+        }  # fmt: skip
+    return moments
+
+
+def _cached(depth: int, boundary: int, load: Workload, budget: CacheBudget) -> int:
+    """Bytes of boundaries that are kept in the device's memory, and that move where not all are."""
+    room = budget.device // max(1, boundary)
+    if room > depth:
+        return boundary * (depth + 1)
     apart = depth // 4 if load.block else 1
-    moving = 0 if stride == 1 else 2 + apart
-    return boundary * min(depth + 1, depth // stride + 1 + moving)
+    return boundary * min(depth + 1, max(1, room) + 2 + apart)
 
 
 def estimate(
     model: nn.Module,
     load: Workload,
     *,
-    files: Files,
+    uses: Mapping[int, PartUse],
     device: torch.device,
     dtype: torch.dtype,
     depth: int,
-    layer_numel: int,
+    limit: int | None = None,
 ) -> Estimate:
-    """The memory of a compression of `model`, which is on the meta device.
+    """The memory of a compression of `model`, and how it is to be run.
 
-    To be called when everything is imported and the text is read, for the base is measured.
+    The whole model is held if it fits; else its layers are read one after the other. To be called
+    when everything is imported and the text is read, for the base is measured.
 
     Args:
-        model: of transformers' class.
+        model: of transformers' class; no weights are needed.
         load: what runs.
-        files: how the weights come into memory.
+        uses: of `part_uses`.
         device: where the model will run.
         dtype: the compute dtype.
         depth: number of layers.
-        layer_numel: parameters of the largest layer.
+        limit: bytes that may be used, on a CPU by the whole process; None for what is free.
+
+    Raises:
+        UsageError: a limit was set, and even one layer at a time does not fit.
     """
     base, b, host = resident(), dtype.itemsize, device.type == "cpu"
+    free = psutil.virtual_memory().available if host else torch.cuda.mem_get_info(device)[0]
+    room = (free if limit is None else limit) - base * (host and limit is not None)
+    boundary = load.samples * load.seq_len * model.config.hidden_size * b
+    fewest = boundary * (load.block * (depth // 4) + 3)
+
+    def needed(mode: str, each: Workload) -> int:
+        moments = _moments(model, each, uses, b, device.type, mode)
+        return max(sum(parts.values()) for parts in moments.values())
+
+    mode = "resident" if needed("resident", load) + fewest <= room else "streamed"
+    while limit is not None and needed(mode, load) + fewest > room and load.batch > 1:
+        load = replace(load, batch_size=load.batch // 2)
+    need = needed(mode, load)
+    if limit is not None and need + fewest > room:
+        raise UsageError(
+            f"--max-memory {limit / 2**30:.2f}GiB: even with one layer at a time, about "
+            f"{(need + fewest + base * host) / 2**30:.2f}GiB are needed; give more, or smaller "
+            "--samples or --seq-len"
+        )
+    share = 1 if limit is not None else 3
+    cache = CacheBudget(
+        device=max(0, room - need) // share,
+        host=0 if host else psutil.virtual_memory().available // 3,
+        disk=free_disk(),
+    )
     libraries = {"interpreter, libraries, text": base} if host else {}
-    weights = sum(p.numel() for p in model.parameters()) * b
-    per_sample = load.seq_len * model.config.hidden_size * b
-    boundary = load.samples * per_sample
-    # Weights that are mapped from files do not lessen what is available; others will.
-    budget = default_cache_bytes(device) - (weights - files.mapped * host) // 3
-    blocks = _layer_blocks(model, load, b)
-    # CUDA's allocator keeps all blocks that are freed, the C library the smaller ones.
-    kept = sum(block for block in blocks if not host or block < KEPT_BLOCK)
-    always = {
-        **libraries,
-        "weights": weights,
-        "files that stay open": files.held * host,
-        "activation cache": _cache(depth, boundary, load, max(0, budget)),
-    }
-    evaluation = load.evaluation_samples * per_sample
-    logits = _logits(model.config.vocab_size, load, b, device.type)
+    kept = {"activation cache": _cached(depth, boundary, load, cache)}
+    moments = _moments(model, load, uses, b, device.type, mode)
     moments = {
-        "loading": {
-            **libraries, "weights": weights, "files, while converted": files.converted * host,
-        },
-        "layers": {**always, "evaluation": 3 * evaluation, "a layer's temporaries": sum(blocks)},
-        "logits": {
-            **always, "evaluation": 2 * evaluation, "logits": logits,
-            "freed temporaries that the allocator keeps": kept,
-        },
-    }  # fmt: skip
-    if load.gradients:
-        moments["gradients"] = {
-            **always, "logits and their gradients": logits + logits // 5 * 2,
-            "gradients of the stream": boundary, "gradients of a layer": layer_numel * (4 + b),
-            "freed temporaries that the allocator keeps": kept,
-        }  # fmt: skip
+        m: {**libraries, **parts, **({} if m == "loading" else kept)}
+        for m, parts in moments.items()
+    }
     totals = {moment: sum(parts.values()) for moment, parts in moments.items()}
     largest = max(totals, key=lambda moment: totals[moment])
     return Estimate(
-        device=str(device),
-        moment=largest,
-        parts={name: size for name, size in moments[largest].items() if size},
-        moments=totals,
-        host=None if host else base + weights + files.converted,
-        available=psutil.virtual_memory().available if host else torch.cuda.mem_get_info(device)[0],
-    )
+        device=str(device), mode=mode, moment=largest,
+        parts={name: size for name, size in moments[largest].items() if size}, moments=totals,
+        host=None if host else base + max(use.converted for use in uses.values()),
+        available=free if limit is None else limit, cache=cache, batch_size=load.batch,
+    )  # fmt: skip

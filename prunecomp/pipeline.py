@@ -58,6 +58,8 @@ class PlanRequest:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
+    max_memory: str | None = None
+    exact_prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,7 @@ def make_plan(
     Raises:
         UsageError: the request, the text or `resume` does not fit.
     """
-    from prunecomp.calibration.runner import Runner
-    from prunecomp.calibration.view import PlannedModel
-    from prunecomp.device import DTYPES, resolve_device
+    from prunecomp.machine import open_runners
 
     recipe = resolve_recipe(checkpoint, request, progress)
     calibration, evaluation = load_texts(checkpoint, request)
@@ -216,21 +216,16 @@ def make_plan(
         progress.say(
             f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}"
         )
-    progress.say(
-        f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
-        f"{recipe.dtype} on {recipe.device}"
+    runner, held_out = open_runners(
+        checkpoint, request, recipe, (calibration, evaluation), progress
     )
-    model = PlannedModel(
-        checkpoint, device=resolve_device(recipe.device), dtype=DTYPES[recipe.dtype]
-    )
-    runner = Runner(model, calibration, progress=progress, batch_size=request.batch_size)
 
     def perplexities() -> dict[str, float]:
+        if request.evaluation == "none":
+            return {}
         texts = {f"calibration ({request.calibration})": runner}
-        if evaluation is not None:
-            texts[f"evaluation ({_evaluation_name(request)})"] = Runner(
-                model, evaluation, progress=progress, batch_size=request.batch_size, cache_bytes=0
-            )
+        if held_out is not None:
+            texts[f"evaluation ({_evaluation_name(request)})"] = held_out
         return {text: _perplexity(r.loss(description=text)) for text, r in texts.items()}
 
     base = perplexities()

@@ -29,8 +29,9 @@ ROWS = [
     {"checkpoint"},
     {"calibration"},
     {"metrics", "compensators", "verify"},
-    {"selection", "rewrite"},
-    {"pipeline", "memory"},
+    {"selection", "rewrite", "memory"},
+    {"machine"},
+    {"pipeline"},
     {"inspection"},
     {"commands"},
 ]

@@ -9,16 +9,15 @@ need no code here, whatever the architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunecomp.checkpoint.parameters import ParameterMap
+from prunecomp.calibration.weights import OUTSIDE, Weights, skeleton
 from prunecomp.checkpoint.reader import Checkpoint
-from prunecomp.errors import CheckpointError
-from prunecomp.fold import Edit, compile_edits
+from prunecomp.fold import compile_edits
 from prunecomp.plan import PrunePlan
 
 
@@ -61,24 +60,36 @@ class _Injector(nn.Module):
 
 
 class PlannedModel:
-    """A causal LM in memory whose weights and live layers follow a plan.
+    """A causal LM whose weights and live layers follow a plan.
 
     Attributes:
         live: original indices of the layers that are left, ascending.
+        resident: whether all weights stay in memory; else a part at a time, from the files.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Loads the whole model with transformers' stock class; remote code is never run.
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        resident: bool = True,
+        model: nn.Module | None = None,
+    ) -> None:
+        """Opens the model as transformers' stock class; remote code is never run.
+
+        Args:
+            model: its `skeleton`, where that is there already.
 
         Raises:
-            CheckpointError: transformers cannot load it, or finds weights missing.
+            CheckpointError: transformers cannot build it, or weights are missing.
         """
-        self.checkpoint = checkpoint
-        self.model = _load(checkpoint, dtype).to(device).eval()
-        self.device = device
+        self.checkpoint, self.device, self.resident = checkpoint, device, resident
+        self.model = skeleton(checkpoint, dtype) if model is None else model
+        self.weights = Weights(
+            self.model, checkpoint, device=device, dtype=dtype, resident=resident
+        )
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
-        self._edits: dict[str, Edit] = {}
-        self._parameters = ParameterMap(self.model, checkpoint.dense)
         path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
         self._layers = tuple(getattr(self._parent, self._list_name))
@@ -89,10 +100,11 @@ class PlannedModel:
     def _returns_tuple(self) -> bool:
         """Whether layers answer with a tuple, as some older architectures still do."""
         found: list[bool] = []
-        hook = self._layers[0].register_forward_hook(
+        first = self._layers[0]
+        hook = first.register_forward_hook(
             lambda module, args, output: found.append(isinstance(output, tuple))
         )
-        with hook:
+        with hook, self.outside(), self.loaded(0), self._layers_as([first]):
             token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=token, use_cache=False)
         return found[0]
@@ -105,6 +117,18 @@ class PlannedModel:
     def layer(self, original: int) -> nn.Module:
         """The module of the layer with this original index."""
         return self._layers[original]
+
+    def loaded(self, original: int) -> contextlib.AbstractContextManager[None]:
+        """The layer's weights are in memory in this block."""
+        return self.weights.loaded(original)
+
+    def outside(self) -> contextlib.AbstractContextManager[None]:
+        """Embeddings, final norm and head are in memory in this block."""
+        return self.weights.loaded(OUTSIDE)
+
+    def prefetch(self, original: int | None) -> None:
+        """Gets ready for a layer that is needed next; for None, for what is outside of them."""
+        self.weights.prefetch(OUTSIDE if original is None else original)
 
     @contextlib.contextmanager
     def _layers_as(self, modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -121,7 +145,7 @@ class PlannedModel:
         Also learns with which arguments the model calls each layer for this shape.
         """
         recorders = [_Recorder(layer, as_tuple=self._as_tuple) for layer in self._layers]
-        with self._layers_as(recorders):
+        with self.outside(), self._layers_as(recorders):
             self.model.base_model(input_ids=input_ids, use_cache=False)
         self._calls[tuple(input_ids.shape)] = [recorder.call for recorder in recorders]
         hidden = recorders[0].hidden
@@ -131,13 +155,14 @@ class PlannedModel:
     def run_layer(self, original: int, hidden: torch.Tensor) -> torch.Tensor:
         """Output [n, t, d] of one layer; `embed` must have seen the shape [n, t] before."""
         args, kwargs = self._calls[tuple(hidden.shape[:2])][original]
-        out = self._layers[original](hidden, *args, **kwargs)
+        with self.loaded(original):
+            out = self._layers[original](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, t, vocabulary] of the stream that leaves the last layer."""
         injector = _Injector(hidden, self._layers[0], as_tuple=self._as_tuple)
-        with self._layers_as([injector]):
+        with self.outside(), self._layers_as([injector]):
             return self.model(input_ids=input_ids, use_cache=False).logits
 
     def apply(self, plan: PrunePlan) -> None:
@@ -147,77 +172,7 @@ class PlannedModel:
         converted, so it has the value that will be written.
         """
         family, checkpoint = self.checkpoint.family, self.checkpoint
-        edits = compile_edits(plan, family, checkpoint, tied=checkpoint.tied, held=checkpoint.held)
-        stale = set()
-        for edit in edits:
-            before = self._edits.get(edit.source)
-            if edit.is_identity if before is None else edit == before:
-                continue
-            self._edits[edit.source] = edit
-            stale.add(edit.source)
-        dense = checkpoint.dense
-        weights = [name for name in dense if not stale.isdisjoint(dense.sources(name))]
-        for group in self._parameters.groups_of(weights):
-            made = self._parameters.convert(
-                group, {n: dense.value(n, self._edited) for n in group.sources}
-            )
-            for name, value in made.items():
-                self.model.get_parameter(name).data.copy_(value)
+        self.weights.apply(
+            compile_edits(plan, family, checkpoint, tied=checkpoint.tied, held=checkpoint.held)
+        )
         self.live = plan.kept
-
-    def _edited(self, name: str) -> torch.Tensor:
-        """A tensor of the files as the plan wants it."""
-        tensor = self.checkpoint[name]
-        edit = self._edits.get(name)
-        return tensor if edit is None else edit.apply(tensor)
-
-
-class _Later:
-    """A weight that is computed when the model takes it, as a slice of a file is read then."""
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str) -> None:
-        self._weights, self._name = weights, name
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return self._weights[self._name][index]
-
-
-def _read(checkpoint: Checkpoint, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The stock model from the files, or where they are quantised from what they stand for."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
-
-    if checkpoint.quantized is None:
-        return AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, trust_remote_code=False, local_files_only=True, **options
-        )
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    if hasattr(config, checkpoint.quantized.key):
-        delattr(config, checkpoint.quantized.key)  # what it builds is not quantised
-    weights = {name: _Later(checkpoint.dense, name) for name in checkpoint.dense}
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return stock.from_pretrained(None, config=config, state_dict=weights, **options)
-
-
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = _read(
-            checkpoint, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # values that fit no model can raise anything in there
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{checkpoint.path}: transformers cannot load it ({first}); check config and weights"
-        ) from error
-    absent = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if absent:
-        raise CheckpointError(
-            f"{checkpoint.path}: {len(absent)} weights are missing or misshapen ({absent[0]}); "
-            "restore the files, or correct the config"
-        )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model

@@ -104,6 +104,16 @@ def add_machine(machine: argparse._ArgumentGroup) -> None:
         "written keeps the dtype of the source",
     )  # fmt: skip
     machine.add_argument("--batch-size", type=count, metavar="N", help="samples per batch")
+    machine.add_argument(
+        "--max-memory", metavar="SIZE",
+        help="such as 4GiB: of the process, or of the GPU; what does not fit is read from the "
+        "files layer by layer (default: what is free)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--exact-prefix", action="store_true",
+        help="with --fold upstream: run the layers before a cut again, instead of scaling what "
+        "they gave",
+    )  # fmt: skip
 
 
 def request_of(args: argparse.Namespace) -> PlanRequest:

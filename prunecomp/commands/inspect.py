@@ -93,10 +93,11 @@ def _memory_lines(memory: Mapping[str, Any]) -> list[str]:
         f"{text['samples']} x {text['seq_len']} tokens of {text['source']}, metric "
         f"{memory['metric']}, {memory['dtype']} on {memory['device']}"
     )
+    how = "the whole model" if memory["mode"] == "resident" else "a layer at a time"
     fits = "" if memory["bytes"] <= memory["available_bytes"] else " IT DOES NOT FIT:"
     lines = _said(
         "memory",
-        f"about {_size(memory['bytes'])} ({memory['moment']}) for {run};{fits} "
+        f"about {_size(memory['bytes'])} ({how}; most for {memory['moment']}) for {run};{fits} "
         f"{_size(memory['available_bytes'])} are available now",
     )
     lines += [f"{_INDENT}{_size(size):>10}  {part}" for part, size in memory["parts"].items()]

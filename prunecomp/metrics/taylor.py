@@ -28,7 +28,8 @@ class Taylor:
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
     ) -> list[float]:
         totals: dict[int, float] = {}
-        for layer, weights in runner.weight_gradients():
+        wanted = {layer for p in positions for layer in runner.live[p : p + width]}
+        for layer, weights in runner.weight_gradients(wanted):
             totals[layer] = sum(
                 float((weight.float() * gradient).abs().sum(dtype=torch.float64))
                 for name, (weight, gradient) in weights.items()

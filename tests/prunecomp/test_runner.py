@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 import torch
 
 from prunecomp.calibration import losses
-from prunecomp.calibration.cache import ActivationCache
+from prunecomp.calibration.cache import ActivationCache, CacheBudget
 from prunecomp.calibration.data import CalibrationSet, TextSource
 from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.view import PlannedModel
@@ -38,9 +40,13 @@ class Counting(PlannedModel):
 def choose(tiny_directory, tiny_ids, quiet):
     """``choose(name, metric, fold, **Runner arguments)``: (plan, layer passes, runner)."""
 
-    def run(name, metric, fold="downstream", *, device="cpu", **options):
-        checkpoint = Checkpoint(tiny_directory(name))
-        model = Counting(checkpoint, device=torch.device(device), dtype=torch.float32)
+    def run(
+        name, metric, fold="downstream", *, device="cpu", resident=True, directory=None, **options
+    ):
+        checkpoint = Checkpoint(directory or tiny_directory(name))
+        model = Counting(
+            checkpoint, device=torch.device(device), dtype=torch.float32, resident=resident
+        )
         runner = Runner(
             model, CalibrationSet(tiny_ids, TextSource("t"), 0), progress=quiet, **options
         )
@@ -59,9 +65,9 @@ def choose(tiny_directory, tiny_ids, quiet):
 @pytest.mark.parametrize("fold", ["downstream", "upstream"])
 @pytest.mark.parametrize("metric", METRIC_NAMES)
 def test_cache_budget_changes_no_bit(metric, fold, choose):
-    plain, most, _ = choose("qwen2", metric, fold, cache_bytes=0)
-    some, _, _ = choose("qwen2", metric, fold, cache_bytes=3 * BOUNDARY_BYTES)
-    full, least, _ = choose("qwen2", metric, fold, cache_bytes=1 << 30)
+    plain, most, _ = choose("qwen2", metric, fold, cache=CacheBudget(0))
+    some, _, _ = choose("qwen2", metric, fold, cache=CacheBudget(3 * BOUNDARY_BYTES))
+    full, least, _ = choose("qwen2", metric, fold, cache=CacheBudget(1 << 30))
     assert plain.rounds == some.rounds == full.rounds
     assert least <= most
     if metric in {"ppl", "taylor"}:
@@ -71,6 +77,58 @@ def test_cache_budget_changes_no_bit(metric, fold, choose):
         cuts = [8 - 1 - number - sum(x < r.removed[0] for x in _left(plain, number))
                 for number, r in enumerate(plain.rounds[:-1])]  # fmt: skip
         assert least == 8 + sum(cuts)
+
+
+@pytest.mark.parametrize("fold", ["downstream", "upstream"])
+@pytest.mark.parametrize("metric", METRIC_NAMES)
+def test_weights_read_layer_by_layer_change_no_bit(metric, fold, choose):
+    """A model that is never in memory as a whole; with tied embeddings and without."""
+    name = "llama-tied" if fold == "upstream" else "qwen2"
+    whole, passes, _ = choose(name, metric, fold)
+    streamed, as_many, runner = choose(name, metric, fold, resident=False)
+    assert streamed.rounds == whole.rounds
+    assert as_many == passes
+    assert all(parameter.is_meta for parameter in runner.model.model.parameters())
+
+
+@pytest.mark.parametrize("metric", ["bi", "ppl"])
+def test_scaled_prefix_is_what_scaled_weights_give(metric, choose):
+    """With several batches, less is run, and the plan is that of running all again."""
+    exact, all_passes, _ = choose("qwen2", metric, "upstream", batch_size=2, exact_prefix=True)
+    scaled, passes, _ = choose("qwen2", metric, "upstream", batch_size=2)
+    assert [r.removed for r in scaled.rounds] == [r.removed for r in exact.rounds]
+    for a, b in zip(scaled.rounds, exact.rounds, strict=True):
+        assert a.factor == pytest.approx(b.factor, rel=1e-5)
+        assert a.scores == pytest.approx(b.scores, rel=1e-4, abs=1e-6)
+    assert passes < all_passes
+
+
+def test_prefix_that_a_norm_changes_is_run_again(choose, tmp_path):
+    """The stream is smaller than the root of the eps, so that a factor changes the norms."""
+    model = tiny_models.build("qwen2", rms_norm_eps=1e-2, embedding_std=0.02)
+    directory = tiny_models.write(model, tmp_path / "model")
+    options = {"fold": "upstream", "batch_size": 2, "directory": directory}
+    exact, all_passes, _ = choose("qwen2", "bi", exact_prefix=True, **options)
+    found, passes, _ = choose("qwen2", "bi", **options)
+    assert found.rounds == exact.rounds
+    assert passes > all_passes  # by the check
+
+
+def test_downstream_fold_leaves_the_prefix_as_it_is(choose):
+    """Bit for bit, in what is remembered and in what is run again."""
+    plan, _, runner = choose("llama-bias", "bi", "downstream")
+    cut = plan.rounds[-1].removed[0] - sum(x < plan.rounds[-1].removed[0] for x in
+                                           plan.rounds[0].removed)  # fmt: skip
+    base = Runner(
+        PlannedModel(runner.model.checkpoint, device=torch.device("cpu"), dtype=torch.float32),
+        CalibrationSet(torch.cat(runner._ids), TextSource("t"), 0), progress=runner.progress,
+    )  # fmt: skip
+    first = min(r.removed[0] for r in plan.rounds)
+    for boundary in range(min(cut, first) + 1):
+        assert torch.equal(runner.magnitude(boundary), base.magnitude(boundary))
+        runner.cache.truncate_after(-1)
+        runner._magnitudes.clear()
+        assert torch.equal(runner.magnitude(boundary), base.magnitude(boundary))
 
 
 def _left(plan, rounds: int) -> list[int]:
@@ -129,10 +187,10 @@ def test_cuda_chooses_as_the_cpu_does(choose):
 @pytest.mark.parametrize("budget", [0, 1, 100, 250, 399, 400, 900, 10_000])
 def test_activation_cache_keeps_to_its_budget(budget):
     """Boundary 0 is always held; the others only as far as they fit."""
-    cache = ActivationCache(boundaries=9, bytes_per_boundary=100, budget=budget)
+    cache = ActivationCache(boundaries=9, bytes_per_boundary=100, budget=CacheBudget(budget))
     kept = {}
     for boundary in range(9):
-        kept[boundary] = [torch.tensor(boundary)]
+        kept[boundary] = [torch.tensor(float(boundary))]
         cache.put(boundary, kept[boundary])
     held = [b for b in range(9) if cache.nearest(b)[0] == b]
     assert held[0] == 0
@@ -142,7 +200,40 @@ def test_activation_cache_keeps_to_its_budget(budget):
         found, batches = cache.nearest(boundary)
         assert found == max(b for b in held if b <= boundary)
         assert batches is kept[found]
+    cache.scale(0.5)
+    cache.scale(-4.0)
+    assert float(cache.get(0)[0]) == 0.0
+    for boundary in held:
+        assert float(cache.get(boundary)[0]) == -2.0 * boundary
     cache.truncate_after(3)
     assert cache.nearest(8)[0] == max(b for b in held if b <= 3)
     cache.truncate_after(-1)
     assert cache.nearest(8) is None
+
+
+def test_cache_uses_the_disk(tmp_path, monkeypatch):
+    """What does not fit into memory comes back from a file bit by bit, and leaves nothing."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    cache = ActivationCache(
+        boundaries=5, bytes_per_boundary=100, budget=CacheBudget(device=200, disk=300)
+    )
+    kept = {
+        b: [torch.randn(2, 3, 4, generator=generator).bfloat16() for _ in range(2)]
+        for b in range(5)
+    }
+    for boundary, batches in kept.items():
+        cache.put(boundary, batches)
+    assert cache.get(1) is kept[1]
+    for boundary, batches in kept.items():
+        found = cache.get(boundary)
+        assert all(torch.equal(a, b) for a, b in zip(found, batches, strict=True))
+    assert list(tmp_path.iterdir()) == []
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    cache.put(4, kept[4])
+    assert cache.get(4) is None
+    assert cache.nearest(4)[0] == 3

@@ -1,0 +1,288 @@
+"""The weights of a model of transformers, made from the files for as long as they are needed.
+
+The model is a skeleton of the stock class: its parameters take no memory. What belongs together,
+one layer or all that is outside of the layers, is made from the files with the plan's edits
+applied, put into the skeleton, and dropped after use, or kept where the whole model fits. On a CPU
+whose compute dtype is that of the files, nothing is copied: tensors are pages of the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunecomp.checkpoint.parameters import Group, ParameterMap
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.errors import CheckpointError
+from prunecomp.fold import Edit
+
+#: The part that is outside of the layers; layers are parts by their original index.
+OUTSIDE = -1
+
+
+def part_of(parameter: str, layers_path: str) -> int:
+    """The part that a parameter of the model belongs to."""
+    found = re.match(re.escape(layers_path) + r"\.(\d+)\.", parameter)
+    return int(found[1]) if found else OUTSIDE
+
+
+def _not_loaded(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300] or repr(error)
+    return CheckpointError(
+        f"{checkpoint.path}: transformers cannot load it ({reason}); check config and weights"
+    )
+
+
+def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The stock model, in eval mode, without memory for parameters; buffers have their values.
+
+    Raises:
+        CheckpointError: transformers cannot build it from the config.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        if checkpoint.quantized is not None and hasattr(config, checkpoint.quantized.key):
+            delattr(config, checkpoint.quantized.key)  # what is built is not quantised
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        for module in model.modules():
+            if module._buffers:  # computed anew, as from_pretrained does, now in default precision
+                model._init_weights(module)
+    except Exception as error:  # values that fit no model can raise anything in there
+        raise _not_loaded(checkpoint, error) from error
+    return model.eval().requires_grad_(False)
+
+
+class _Files:
+    """Reads tensors; a file stays mapped as long as a tensor that was read from it lives."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._index, self._open = checkpoint.index, {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        file: Path = self._index[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        return self._open[file].get_tensor(name)
+
+
+class Weights:
+    """Parameters of a skeleton, part by part."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        resident: bool,
+        placement: Mapping[int, torch.device] | None = None,
+    ) -> None:
+        """Checks that the files have every weight, and loads all of them if `resident`.
+
+        Args:
+            placement: of parts that are not on `device`.
+
+        Raises:
+            CheckpointError: weights are missing or misshapen.
+        """
+        self._model, self._checkpoint, self._resident = model, checkpoint, resident
+        self._device, self._placement = device, placement or {}
+        try:
+            self._map = ParameterMap(model, checkpoint.dense)
+        except ValueError as error:  # names with numbers that are none
+            raise _not_loaded(checkpoint, error) from error
+        self._edits: dict[str, Edit] = {}
+        # Parameters that models keep in float32, as from_pretrained would.
+        kept = model._get_dtype_plan(dtype)
+        self._kept = re.compile("|".join(p.replace("*", ".*") for p in kept)) if kept else None
+        self._check_shapes()
+        for module in model.modules():
+            for leaf, buffer in module.named_buffers(recurse=False):
+                module._buffers[leaf] = buffer.to(device)
+        self._slots = self._find_slots()
+        self._groups: dict[int, list[Group]] = {OUTSIDE: []}
+        for group in self._map:
+            part = part_of(group.target, checkpoint.layers_path)
+            self._groups.setdefault(part, []).append(group)
+        self._uses: dict[int, int] = {}
+        self._empty = dict(model.named_parameters(remove_duplicate=False))
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+        if resident:
+            for part in self._groups:
+                self._put(self._make(self._groups[part], part))
+
+    def _check_shapes(self) -> None:
+        """Ties what the files hold once, and refuses what they do not hold at all."""
+        dense, expected = self._checkpoint.dense, self._model.state_dict()
+        missing, wrong = set(expected), []
+        self._dtypes = {name: value.dtype for name, value in expected.items()}
+        self._targets: dict[str, list[str]] = {}
+        for group in self._map:
+            shapes = {n: torch.empty(dense.shape(n), device="meta") for n in group.sources}
+            try:
+                made = self._map.convert(group, shapes)
+            except (RuntimeError, ValueError) as error:
+                wrong.append(f"{group.sources[0]}: {error}")
+                continue
+            self._targets[group.target] = list(made)
+            missing -= made.keys()
+            for name, value in made.items():
+                if name in expected and value.shape != expected[name].shape:
+                    wrong.append(
+                        f"{name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
+                    )
+        self._model.tie_weights(missing_keys=missing, recompute_mapping=False)
+        ignored = self._model._keys_to_ignore_on_load_missing or ()
+        missing = {n for n in missing if not any(re.search(pattern, n) for pattern in ignored)}
+        if absent := [*sorted(missing), *wrong]:
+            first = " ".join(absent[0].split())
+            raise CheckpointError(
+                f"{self._checkpoint.path}: {len(absent)} weights are missing or misshapen "
+                f"({first}); restore the files, or correct the config"
+            )
+
+    def _find_slots(self) -> dict[str, list[tuple[nn.Module, str]]]:
+        """Where each parameter goes: to its own place, and to those that are tied to it."""
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        names: dict[str, int] = {}
+        for path, module in self._model.named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                places.setdefault(id(parameter), []).append((module, leaf))
+                names[f"{path}.{leaf}" if path else leaf] = id(parameter)
+        return {name: places[key] for name, key in names.items()}
+
+    @contextlib.contextmanager
+    def loaded(self, part: int) -> Iterator[None]:
+        """The part's parameters have their values in this block, and at least that long."""
+        if not self._resident and part not in self._uses:
+            self._put(self._take(part))
+        self._uses[part] = self._uses.get(part, 0) + 1
+        try:
+            yield
+        finally:
+            self._uses[part] -= 1
+            if not self._uses[part]:
+                del self._uses[part]
+                if not self._resident:
+                    self._drop(part)
+
+    def prefetch(self, part: int) -> None:
+        """Starts to make a part that is needed next, while others are in use."""
+        if self._resident or part in self._uses or self._coming is not None:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
+        self._coming = part, self._pool.submit(self._fetch, part)
+
+    def apply(self, edits: Iterable[Edit]) -> None:
+        """Weights have the values that these edits give; those in use are replaced now."""
+        stale = set()
+        for edit in edits:
+            before = self._edits.get(edit.source)
+            if edit.is_identity if before is None else edit == before:
+                continue
+            self._edits[edit.source] = edit
+            stale.add(edit.source)
+        self._forget_coming()
+        if not self._resident or not stale:
+            return
+        dense = self._checkpoint.dense
+        weights = [name for name in dense if not stale.isdisjoint(dense.sources(name))]
+        touched = {group.target for group in self._map.groups_of(weights)}
+        for part, groups in self._groups.items():
+            if any(group.target in touched for group in groups):
+                # Mapped ones are mapped anew, so that pages of the replaced ones are given back.
+                again = [g for g in groups if g.target in touched or self._is_mapped(g)]
+                self._put(self._make(again, part))
+
+    def _is_mapped(self, group: Group) -> bool:
+        """Whether the parameter is a tensor of the files as it stands there."""
+        return group.converter is None and self._device.type == "cpu"
+
+    def _forget_coming(self) -> None:
+        if self._coming is not None:
+            self._coming[1].result()
+            self._coming = None
+
+    def _take(self, part: int) -> dict[str, torch.Tensor]:
+        if self._coming is not None and self._coming[0] == part:
+            made = self._coming[1].result()
+            self._coming = None
+            return made
+        self._forget_coming()
+        return self._make(self._groups[part], part)
+
+    def _fetch(self, part: int) -> dict[str, torch.Tensor]:
+        """`_make`, after asking the system to read the files ahead."""
+        groups = self._groups[part]
+        if hasattr(os, "posix_fadvise"):
+            dense, index = self._checkpoint.dense, self._checkpoint.index
+            names = [s for g in groups for n in g.sources for s in dense.sources(n)]
+            for spec in (index[name] for name in names):
+                with spec.file.open("rb") as file:
+                    os.posix_fadvise(
+                        file.fileno(), spec.offset, spec.nbytes, os.POSIX_FADV_WILLNEED
+                    )
+        if self._device.type != "cuda":
+            return self._make(groups, part)
+        side = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(side):
+            made = self._make(groups, part)
+        side.synchronize()  # this thread waits, the one that computes does not
+        for value in made.values():
+            value.record_stream(torch.cuda.default_stream(value.device))
+        return made
+
+    def _make(self, groups: Iterable[Group], part: int) -> dict[str, torch.Tensor]:
+        read = _Files(self._checkpoint)
+        device = self._placement.get(part, self._device)
+
+        def edited(name: str) -> torch.Tensor:
+            edit = self._edits.get(name)
+            if edit is None or edit.is_identity:
+                return read(name)
+            return edit.apply(self._checkpoint[name])  # and its pages are given back at once
+
+        made: dict[str, torch.Tensor] = {}
+        for group in groups:
+            kept = self._kept is not None and self._kept.search(group.target)
+            dtype = torch.float32 if kept else self._dtypes[group.target]
+            dense = self._checkpoint.dense
+            tensors = {n: dense.value(n, edited).to(dtype) for n in group.sources}
+            for name, value in self._map.convert(group, tensors).items():
+                pinned = value.pin_memory() if device.type == "cuda" else value
+                made[name] = pinned.to(device, non_blocking=True)
+        return made
+
+    def _put(self, made: Mapping[str, torch.Tensor]) -> None:
+        for name, value in made.items():
+            if name not in self._slots:  # a buffer that is stored; it is small and stays
+                path, _, leaf = name.rpartition(".")
+                self._model.get_submodule(path)._buffers[leaf] = value
+                continue
+            parameter = nn.Parameter(value, requires_grad=False)
+            for module, leaf in self._slots[name]:
+                module._parameters[leaf] = parameter
+
+    def _drop(self, part: int) -> None:
+        for group in self._groups[part]:
+            for name in self._targets[group.target]:
+                for module, leaf in self._slots.get(name, ()):
+                    module._parameters[leaf] = self._empty[name]

@@ -1,0 +1,90 @@
+"""How a plan runs on this machine: as a whole, or layer by layer, within its memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from prunecomp.calibration.cache import CacheBudget
+from prunecomp.calibration.data import CalibrationSet
+from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.view import PlannedModel
+from prunecomp.calibration.weights import skeleton
+from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.device import DTYPES, parse_bytes, resolve_device
+from prunecomp.memory import Estimate, Workload, estimate, part_uses
+from prunecomp.metrics import METRICS
+from prunecomp.plan import Recipe
+from prunecomp.progress import Progress
+
+if TYPE_CHECKING:
+    from prunecomp.pipeline import PlanRequest
+
+
+def estimate_memory(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    samples: int,
+    seq_len: int,
+    evaluation_samples: int,
+) -> Estimate:
+    """How much memory the plan will need, and how it is to run within it.
+
+    Raises:
+        UsageError: it cannot be done within ``--max-memory``.
+    """
+    metric, dtype = METRICS.get(recipe.metric), DTYPES[recipe.dtype]
+    return estimate(
+        model,
+        Workload(
+            samples=samples, seq_len=seq_len, evaluation_samples=evaluation_samples,
+            batch_size=request.batch_size, block=metric.block,
+            gradients=getattr(metric, "gradients", False),
+        ),
+        uses=part_uses(model, checkpoint, dtype),
+        device=resolve_device(recipe.device), dtype=dtype, depth=checkpoint.num_hidden_layers,
+        limit=None if request.max_memory is None else parse_bytes(request.max_memory),
+    )  # fmt: skip
+
+
+def open_runners(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    recipe: Recipe,
+    texts: tuple[CalibrationSet, CalibrationSet | None],
+    progress: Progress,
+) -> tuple[Runner, Runner | None]:
+    """What runs the calibration and evaluation texts, over a model held as it fits into memory.
+
+    Raises:
+        UsageError: it does not fit into ``--max-memory``.
+    """
+    calibration, evaluation = texts
+    samples, seq_len = calibration.input_ids.shape
+    dtype = DTYPES[recipe.dtype]
+    empty = skeleton(checkpoint, dtype)
+    memory = estimate_memory(
+        checkpoint, request, recipe, empty, samples=samples, seq_len=seq_len,
+        evaluation_samples=0 if evaluation is None else len(evaluation.input_ids),
+    )  # fmt: skip
+    resident = memory.mode == "resident"
+    how = "the whole model" if resident else "one layer at a time, from the files"
+    progress.say(
+        f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
+        f"{recipe.dtype} on {recipe.device}, {how} in about {memory.total / 2**30:.2f} GiB"
+    )
+    model = PlannedModel(
+        checkpoint, device=resolve_device(recipe.device), dtype=dtype, resident=resident,
+        model=empty,
+    )  # fmt: skip
+    common = {"progress": progress, "batch_size": memory.batch_size}
+    runner = Runner(
+        model, calibration, cache=memory.cache, exact_prefix=request.exact_prefix, **common
+    )
+    if evaluation is None:
+        return runner, None
+    return runner, Runner(model, evaluation, cache=CacheBudget(0), **common)
