@@ -30,6 +30,8 @@ STREAMS = 8
 INNER = 4
 #: Freed blocks below this stay with the C allocator (the largest M_MMAP_THRESHOLD of glibc).
 KEPT_BLOCK = 32 << 20
+#: What allocators hold beyond what is asked of them, and code that is used later.
+SLACK = 40 << 20
 #: Config keys of the inner width, and of how many experts a token meets.
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _EXPERTS = ("num_experts_per_tok", "moe_k", "moe_topk")
@@ -111,8 +113,15 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def resident() -> int:
-    """What this process holds now: interpreter, torch, transformers and the text."""
+def resident(dtype: torch.dtype) -> int:
+    """What this process holds now: interpreter, torch, transformers and the text.
+
+    Some tiny operations come first, for the code that they bring into memory is big.
+    """
+    x = torch.ones(1, 1, 16, 16, dtype=dtype)
+    torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+    torch.nn.functional.linear(x[0], x[0, 0]).float().square().mean(-1)
+    torch.nn.functional.cross_entropy(x[0, 0].float(), torch.zeros(16, dtype=torch.long))
     return psutil.Process().memory_info().rss
 
 
@@ -256,7 +265,7 @@ def estimate(
     Raises:
         UsageError: a limit was set, and even one layer at a time does not fit.
     """
-    base, b, host = resident(), dtype.itemsize, device.type == "cpu"
+    base, b, host = resident(dtype) + SLACK, dtype.itemsize, device.type == "cpu"
     free = psutil.virtual_memory().available if host else torch.cuda.mem_get_info(device)[0]
     room = (free if limit is None else limit) - base * (host and limit is not None)
     boundary = load.samples * load.seq_len * model.config.hidden_size * b

@@ -40,22 +40,42 @@ def sample_losses(model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor) 
     """Sum over tokens of the cross entropy in nats: [n, t, d] and ids [n, t] -> [n] float64."""
     total = torch.zeros(len(ids), dtype=torch.float64, device=hidden.device)
     for where, target in _pieces(model, ids):
-        logits = model.logits(hidden[:, where], ids[:, where])
-        cached = max(1, _CACHED_ELEMENTS // logits.shape[-1])
-        rows = cached if hidden.device.type == "cpu" else target.numel()
-        flat = zip(logits.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True)
-        losses = [cross_entropy(each.float(), wanted, reduction="none") for each, wanted in flat]
-        total += torch.cat(losses).view_as(target).double().sum(dim=1)
+        total += _losses(model, hidden[:, where], ids[:, where], target).double().sum(dim=1)
     return total
+
+
+# The logits of a piece are local to a function, so that those of the next come in their place.
+def _losses(
+    model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    logits = model.logits(hidden, ids)
+    cached = max(1, _CACHED_ELEMENTS // logits.shape[-1])
+    rows = cached if hidden.device.type == "cpu" else target.numel()
+    flat = zip(logits.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True)
+    losses = [cross_entropy(each.float(), wanted, reduction="none") for each, wanted in flat]
+    return torch.cat(losses).view_as(target)
 
 
 def loss_gradient(model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Gradient of the sum over samples of the mean loss, with respect to `hidden` [n, t, d]."""
     out = torch.zeros_like(hidden)
     for where, target in _pieces(model, ids):
-        piece = hidden[:, where].detach().requires_grad_()
-        with torch.enable_grad():
-            logits = model.logits(piece, ids[:, where])
-            loss = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
-        out[:, where] = torch.autograd.grad(loss / (ids.shape[1] - 1), piece)[0]
+        out[:, where] = _gradient(
+            model, hidden[:, where], ids[:, where], target, terms=ids.shape[1] - 1
+        )
     return out
+
+
+def _gradient(
+    model: PlannedModel,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    terms: int,
+) -> torch.Tensor:
+    piece = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model.logits(piece, ids)
+        loss = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
+    return torch.autograd.grad(loss / terms, piece)[0]
