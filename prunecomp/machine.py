@@ -44,6 +44,7 @@ def estimate_memory(
             samples=samples, seq_len=seq_len, evaluation_samples=evaluation_samples,
             batch_size=request.batch_size, block=metric.block,
             gradients=getattr(metric, "gradients", False),
+            logits=request.evaluation != "none" or getattr(metric, "logits", False),
         ),
         uses=part_uses(model, checkpoint, dtype),
         device=resolve_device(recipe.device), dtype=dtype, depth=checkpoint.num_hidden_layers,

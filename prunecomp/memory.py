@@ -32,6 +32,8 @@ INNER = 4
 KEPT_BLOCK = 32 << 20
 #: What allocators hold beyond what is asked of them, and code that is used later.
 SLACK = 40 << 20
+#: The kernel maps the pages around one that is touched.
+READ_AROUND = 64 << 10
 #: Config keys of the inner width, and of how many experts a token meets.
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _EXPERTS = ("num_experts_per_tok", "moe_k", "moe_topk")
@@ -48,6 +50,7 @@ class Workload:
         batch_size: samples per batch; None for the default.
         block: whether the metric compares boundaries that are a block of layers apart.
         gradients: whether the metric asks for gradients.
+        logits: whether anything asks for losses.
     """
 
     samples: int
@@ -56,6 +59,7 @@ class Workload:
     batch_size: int | None = None
     block: bool = False
     gradients: bool = False
+    logits: bool = True
 
     @property
     def batch(self) -> int:
@@ -89,7 +93,7 @@ class Estimate:
     Attributes:
         device: where the model runs.
         mode: ``resident``, the whole model in memory, or ``streamed``, a layer at a time.
-        moment: ``loading``, ``layers``, ``logits`` or ``gradients``.
+        moment: ``loading``, ``layers``, ``embeddings``, ``logits`` or ``gradients``.
         parts: what is there then, by name.
         moments: the total at each moment.
         host: main memory, where the device has memory of its own.
@@ -182,6 +186,21 @@ def part_uses(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype) -> d
     return found
 
 
+def _touched(
+    model: nn.Module, uses: Mapping[int, PartUse], load: Workload, host: bool
+) -> dict[int, PartUse]:
+    """The uses without pages of the files that nobody reads: most rows of an embedding, a head."""
+    outside = uses[OUTSIDE]
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if not host or outside.converted or head is embedding:
+        return dict(uses)
+    rows = (load.samples + load.evaluation_samples) * load.seq_len * READ_AROUND
+    read = min(embedding.numel() * embedding.itemsize, rows)
+    read += head.numel() * head.itemsize * load.logits
+    both = (embedding.numel() + head.numel()) * head.itemsize
+    return {**uses, OUTSIDE: replace(outside, weights=max(0, outside.weights - both) + read)}
+
+
 def _always(
     mode: str, uses: Mapping[int, PartUse], host: bool
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
@@ -217,8 +236,10 @@ def _moments(
     moments = {
         "loading": loading,
         "layers": {**running, "evaluation": 3 * evaluation, "a layer's temporaries": sum(blocks)},
-        "logits": {**ends, "evaluation": 2 * evaluation, "logits": logits, **freed},
+        "embeddings": {**ends, **freed},
     }
+    if load.logits:
+        moments["logits"] = {**ends, "evaluation": 2 * evaluation, "logits": logits, **freed}
     if load.gradients:
         numel = max(use.numel for part, use in uses.items() if part != OUTSIDE)
         moments["gradients"] = {
@@ -265,6 +286,7 @@ def estimate(
     Raises:
         UsageError: a limit was set, and even one layer at a time does not fit.
     """
+    uses = _touched(model, uses, load, device.type == "cpu")
     base, b, host = resident(dtype) + SLACK, dtype.itemsize, device.type == "cpu"
     free = psutil.virtual_memory().available if host else torch.cuda.mem_get_info(device)[0]
     room = (free if limit is None else limit) - base * (host and limit is not None)

@@ -23,7 +23,8 @@ class Metric(Protocol):
             otherwise.
         block: True where one contiguous block is chosen at once; there is then one round.
 
-    One that asks for gradients says ``gradients = True``, so that `inspect` counts their memory.
+    One that asks for losses says ``logits = True``, and one that asks for gradients also
+    ``gradients = True``, so that their memory is counted.
     """
 
     summary: str

@@ -19,6 +19,7 @@ class Perplexity:
     summary = "calibration loss with the layer skipped (SLEB)"
     protect = (0, 0)
     block = False
+    logits = True
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

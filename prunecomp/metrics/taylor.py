@@ -22,6 +22,7 @@ class Taylor:
     summary = "sum of |w * dLoss/dw| over a layer's weights (Shortened LLaMA)"
     protect = (4, 2)
     block = False
+    logits = True
     gradients = True
 
     def scores(

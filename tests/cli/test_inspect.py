@@ -197,7 +197,7 @@ def test_without_network(warm, elsewhere):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts KiB on Linux only")
 def test_memory_is_what_compress_then_uses(tmp_path):
-    """Within a fifth, of which the interpreter and its libraries are less than two thirds."""
+    """Within a fifth, of which the interpreter and its libraries are less than three quarters."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -223,5 +223,5 @@ def test_memory_is_what_compress_then_uses(tmp_path):
 
     told = json.loads(run("inspect", *options, "--json")[0])["memory"]
     _, used = run("compress", *options, "--layers", "1", "-q", "-o", tmp_path / "out")
-    assert told["parts"]["interpreter, libraries, text"] < used * 2 / 3
+    assert told["parts"]["interpreter, libraries, text"] < used * 3 / 4
     assert told["bytes"] == pytest.approx(used, rel=0.2)
