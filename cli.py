@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunecomp.commands import COMMANDS, in_order
 from prunecomp.console import explain, interruptible, silence_libraries
+from prunecomp.distributed import has_the_word, is_first
 from prunecomp.progress import Progress
 
 EXIT_CODES = """\
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         silence_libraries(progress=args.quiet)
     try:
         with interruptible():
-            return COMMANDS.get(args.command).run(args, Progress(quiet=args.quiet))
+            return COMMANDS.get(args.command).run(
+                args, Progress(quiet=args.quiet or not is_first())
+            )
     except (Exception, KeyboardInterrupt) as error:
         expected = explain(
             error, output=getattr(args, "output", None), resume=getattr(args, "resume", None)
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug or expected is None:
             raise
         code, message = expected
-        if sys.stderr is not None:
+        if sys.stderr is not None and has_the_word():
             print(f"error: {message}", file=sys.stderr)
         return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from prunecomp.calibration.cache import CacheBudget
@@ -13,6 +14,7 @@ from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.device import DTYPES, parse_bytes, resolve_device
+from prunecomp.distributed import current
 from prunecomp.memory import Estimate, Workload, estimate, part_uses
 from prunecomp.metrics import METRICS
 from prunecomp.plan import Recipe
@@ -66,11 +68,13 @@ def open_runners(
     """
     calibration, evaluation = texts
     samples, seq_len = calibration.input_ids.shape
+    group = current()
     dtype = DTYPES[recipe.dtype]
+    held_out = 0 if evaluation is None else len(evaluation.input_ids)
     empty = skeleton(checkpoint, dtype)
     memory = estimate_memory(
-        checkpoint, request, recipe, empty, samples=samples, seq_len=seq_len,
-        evaluation_samples=0 if evaluation is None else len(evaluation.input_ids),
+        checkpoint, request, recipe, empty, samples=-(-samples // group.world), seq_len=seq_len,
+        evaluation_samples=-(-held_out // group.world),
     )  # fmt: skip
     resident = memory.mode == "resident"
     how = "the whole model" if resident else "one layer at a time, from the files"
@@ -82,7 +86,9 @@ def open_runners(
         checkpoint, device=resolve_device(recipe.device), dtype=dtype, resident=resident,
         model=empty,
     )  # fmt: skip
-    common = {"progress": progress, "batch_size": memory.batch_size}
+    # One batch size for all processes, whatever each found free.
+    batch_size = int(group.gather(torch.tensor([memory.batch_size])).min())
+    common = {"progress": progress, "batch_size": batch_size, "group": group}
     runner = Runner(
         model, calibration, cache=memory.cache, exact_prefix=request.exact_prefix, **common
     )

@@ -7,6 +7,7 @@ the compute dtype. All sizes are bytes.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -288,7 +289,12 @@ def estimate(
     """
     uses = _touched(model, uses, load, device.type == "cpu")
     base, b, host = resident(dtype) + SLACK, dtype.itemsize, device.type == "cpu"
-    free = psutil.virtual_memory().available if host else torch.cuda.mem_get_info(device)[0]
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started
+    free = (
+        psutil.virtual_memory().available // neighbours
+        if host
+        else torch.cuda.mem_get_info(device)[0]
+    )
     room = (free if limit is None else limit) - base * (host and limit is not None)
     boundary = load.samples * load.seq_len * model.config.hidden_size * b
     fewest = boundary * (load.block * (depth // 4) + 3)
@@ -310,7 +316,7 @@ def estimate(
     share = 1 if limit is not None else 3
     cache = CacheBudget(
         device=max(0, room - need) // share,
-        host=0 if host else psutil.virtual_memory().available // 3,
+        host=0 if host else main // 3,
         disk=free_disk(),
     )
     libraries = {"interpreter, libraries, text": base} if host else {}

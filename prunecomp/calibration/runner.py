@@ -18,6 +18,7 @@ from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.losses import loss_gradient, sample_losses
 from prunecomp.calibration.stats import cosine_sums, summarise
 from prunecomp.calibration.view import PlannedModel
+from prunecomp.distributed import Group
 from prunecomp.errors import NumericError
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
@@ -29,6 +30,7 @@ BATCH_TOKENS = 4096
 PREFIX_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 #: For what is small enough; `prunecomp.memory` finds a budget for what may not be.
 UNLIMITED = CacheBudget(device=1 << 60)
+ALONE = Group()
 
 
 def _mean(sums: torch.Tensor, terms: int) -> float:
@@ -48,6 +50,7 @@ def _mean(sums: torch.Tensor, terms: int) -> float:
 class Runner:
     """Statistics of a `PlannedModel` over a `CalibrationSet`.
 
+    The samples are shared with the processes of `group`; what is asked is answered for all.
     With `exact_prefix`, everything in front of a factor that is folded upstream is computed again.
     """
 
@@ -60,10 +63,13 @@ class Runner:
         batch_size: int | None = None,
         cache: CacheBudget = UNLIMITED,
         exact_prefix: bool = False,
+        group: Group = ALONE,
     ) -> None:
         self.model, self.progress, self._exact_prefix = model, progress, exact_prefix
         ids = calibration.input_ids.to(model.device)
-        self._ids = ids.split(batch_size or max(1, BATCH_TOKENS // ids.shape[1]))
+        self._group = group
+        self._ids = group.share(ids, batch_size or max(1, BATCH_TOKENS // ids.shape[1]))
+        self._single = int(group.gather(torch.tensor([len(self._ids)])).max()) == 1
         first = self._embed()
         self.cache = ActivationCache(
             boundaries=len(model.live) + 1,
@@ -85,7 +91,7 @@ class Runner:
         if boundary not in self._magnitudes:
             for _ in self._sweep(boundary, boundary, "magnitudes"):
                 pass
-        return self._magnitudes[boundary]
+        return self._group.gather(self._magnitudes[boundary])
 
     def cosines(self, lag: int, *, axis: str = "channels") -> list[float]:
         """Mean cosine between boundaries p and p + lag, for p = 0 ... live - lag."""
@@ -105,7 +111,9 @@ class Runner:
                     each = zip(before, batches, norms, strict=True)
                     sums = torch.cat([cosine_sums(x, y, n, axis=axis) for x, y, n in each])
                     shape = batches[0].shape
-                    known[p] = _mean(sums, shape[2] if axis == "sequence" else shape[1])
+                    known[p] = _mean(
+                        self._group.gather(sums), shape[2] if axis == "sequence" else shape[1]
+                    )
         return [known[p] for p in range(pairs)]
 
     def loss(self, *, without: range | None = None, description: str = "loss") -> float:
@@ -117,7 +125,7 @@ class Runner:
         with self.model.outside():
             ids = zip(batches, self._ids, strict=True)
             losses = [sample_losses(self.model, *each) for each in ids]
-        return _mean(torch.cat(losses), self._ids[0].shape[1] - 1)
+        return _mean(self._group.gather(torch.cat(losses)), self._ids[0].shape[1] - 1)
 
     def weight_gradients(
         self, wanted: Collection[int]
@@ -170,6 +178,8 @@ class Runner:
                 total += gradient
         for weight in weights:
             weight.requires_grad_(False)
+        for total in sums:
+            self._group.sum_(total)
         return sums
 
     def advance(self, plan: PrunePlan) -> None:
@@ -201,7 +211,7 @@ class Runner:
         It is, but for the eps of the norms and for rounding. Whether these matter is seen on the
         first batch, which runs through the scaled layers.
         """
-        if self._exact_prefix or len(self._ids) == 1:
+        if self._exact_prefix or self._single:
             return False  # of a single batch, the check would be the whole work
         ids, deviation = self._ids[0], 0.0
         with torch.no_grad(), self.model.outside():
@@ -216,6 +226,7 @@ class Runner:
         if kept is not None:
             difference = (kept[0].float() * factor - hidden.float()).norm()
             deviation = max(deviation, float(difference / hidden.float().norm()))
+        deviation = float(self._group.gather(torch.tensor([deviation])).max())
         if not deviation <= PREFIX_TOLERANCE[hidden.dtype]:
             self.progress.say(
                 f"note: before the cut, the scaled weights give a stream that differs by "

@@ -11,6 +11,7 @@ from prunecomp.commands._request import (
     request_of,
 )
 from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model
+from prunecomp.distributed import is_first, joined
 from prunecomp.progress import Progress
 
 EXAMPLES = """\
@@ -28,6 +29,11 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
+    with joined():
+        return _compress(args, progress)
+
+
+def _compress(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
 
@@ -35,7 +41,11 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request_of(args), progress)
-        print_dry_run(args, checkpoint, recipe)
+        if is_first():
+            print_dry_run(args, checkpoint, recipe)
+        return 0
+    if not is_first():
+        pipeline.make_plan(checkpoint, request_of(args), name=args.model, progress=progress)
         return 0
     plan, written = pipeline.compress(
         checkpoint, request_of(args), args.output, name=args.model,

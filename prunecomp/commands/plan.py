@@ -12,6 +12,7 @@ from typing import Any
 
 from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
 from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.distributed import is_first, joined
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 
@@ -53,6 +54,11 @@ def _check_files(args: argparse.Namespace, model: Path) -> bool:
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
+    with joined():
+        return _plan(args, progress)
+
+
+def _plan(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.calibration.data import save_tokens
     from prunecomp.checkpoint.output import output_file
@@ -63,13 +69,17 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request, progress)
-        print_dry_run(args, checkpoint, recipe)
+        if is_first():
+            print_dry_run(args, checkpoint, recipe)
         return 0
 
     def save(current) -> None:
         if args.resume:
             _write_json(args.resume, current.to_json(), overwrite=True)
 
+    if not is_first():
+        pipeline.make_plan(checkpoint, request, name=args.model, progress=progress, resume=resume)
+        return 0
     with contextlib.ExitStack() as stack:
         if args.save_tokens:  # written now, but there only when the plan is
             file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
@@ -88,5 +98,6 @@ COMMAND = Command(
     "choose layers and factors, and write them as a small JSON file",
     _add,
     _run,
-    "example:\n  cli.py plan MODEL --layers 6 -o plan.json",
+    "examples:\n  cli.py plan MODEL --layers 6 -o plan.json\n"
+    "  torchrun --nproc-per-node 4 cli.py plan MODEL --layers 6 -o plan.json",
 )
