@@ -289,12 +289,9 @@ def estimate(
     """
     uses = _touched(model, uses, load, device.type == "cpu")
     base, b, host = resident(dtype) + SLACK, dtype.itemsize, device.type == "cpu"
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started
-    free = (
-        psutil.virtual_memory().available // neighbours
-        if host
-        else torch.cuda.mem_get_info(device)[0]
-    )
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started
+    main = psutil.virtual_memory().available // sharing
+    free = main if host else torch.cuda.mem_get_info(device)[0]
     room = (free if limit is None else limit) - base * (host and limit is not None)
     boundary = load.samples * load.seq_len * model.config.hidden_size * b
     fewest = boundary * (load.block * (depth // 4) + 3)
