@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.device import DTYPES, parse_bytes, resolve_device
 from prunecomp.distributed import current
+from prunecomp.errors import UsageError
 from prunecomp.memory import Estimate, Workload, estimate, part_uses
 from prunecomp.metrics import METRICS
 from prunecomp.plan import Recipe
@@ -54,6 +56,33 @@ def estimate_memory(
     )  # fmt: skip
 
 
+def place_layers(
+    model: nn.Module, layers_path: str, device: torch.device
+) -> dict[int, torch.device]:
+    """Which layers go to which further GPU, as accelerate spreads them.
+
+    Layer 0 and all that is outside of the layers stay on `device`.
+
+    Raises:
+        UsageError: the GPUs together are too small.
+    """
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    if device.type != "cuda":
+        return {}
+    whole = {"no_split_module_classes": list(model._no_split_modules or ())}
+    found = infer_auto_device_map(model, get_balanced_memory(model, **whole), **whole)
+    if {"cpu", "disk"} & {str(where) for where in found.values()}:
+        raise UsageError(
+            "--device-map auto: the GPUs together cannot hold the model; leave it away, and layers "
+            "are read from the files one after the other"
+        )
+    path = re.compile(re.escape(layers_path) + r"\.(\d+)$")
+    places = {int(m[1]): where for name, where in found.items() if (m := path.match(name))}
+    return {i: torch.device("cuda", where) for i, where in places.items() if i}
+
+
 def open_runners(
     checkpoint: Checkpoint,
     request: PlanRequest,
@@ -82,9 +111,14 @@ def open_runners(
         f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
         f"{recipe.dtype} on {recipe.device}, {how} in about {memory.total / 2**30:.2f} GiB"
     )
+    device = resolve_device(recipe.device)
+    placement = {}
+    if request.device_map == "auto":
+        placement = place_layers(empty, checkpoint.layers_path, device)
+        resident = resident or bool(placement)
     model = PlannedModel(
-        checkpoint, device=resolve_device(recipe.device), dtype=dtype, resident=resident,
-        model=empty,
+        checkpoint, device=device, dtype=dtype, resident=resident, model=empty,
+        placement=placement,
     )  # fmt: skip
     # One batch size for all processes, whatever each found free.
     batch_size = int(group.gather(torch.tensor([memory.batch_size])).min())

@@ -217,7 +217,9 @@ def _always(
         return running, running, {**weights, "files, while converted": converted}
     held = max(use.held for use in uses.values()) * host
     computed = {"weights that are computed": max(converted, edited) * host}
-    running = {"weights of two layers": 2 * layer + held, **computed}
+    # What is fetched ahead counts once it is computed; of files, pages count when they are used.
+    at_once = 1 if host and not converted else 2
+    running = {"weights of layers at once": at_once * layer + held, **computed}
     return running, {"weights of a layer": layer, "embeddings and head": outside}, running
 
 
@@ -251,13 +253,15 @@ def _moments(
     return moments
 
 
+def _moving(depth: int, load: Workload) -> int:
+    """Boundaries that exist besides those that are kept, where not all are kept."""
+    return 2 + (depth // 4 if load.block else 1)
+
+
 def _cached(depth: int, boundary: int, load: Workload, budget: CacheBudget) -> int:
-    """Bytes of boundaries that are kept in the device's memory, and that move where not all are."""
-    room = budget.device // max(1, boundary)
-    if room > depth:
-        return boundary * (depth + 1)
-    apart = depth // 4 if load.block else 1
-    return boundary * min(depth + 1, max(1, room) + 2 + apart)
+    """Bytes of boundaries that are kept in the device's memory, and of those that move."""
+    kept = budget.device // max(1, boundary)
+    return boundary * min(depth + 1, max(1, kept) + (kept <= depth) * _moving(depth, load))
 
 
 def estimate(
@@ -294,7 +298,7 @@ def estimate(
     free = main if host else torch.cuda.mem_get_info(device)[0]
     room = (free if limit is None else limit) - base * (host and limit is not None)
     boundary = load.samples * load.seq_len * model.config.hidden_size * b
-    fewest = boundary * (load.block * (depth // 4) + 3)
+    fewest = _cached(depth, boundary, load, CacheBudget(device=0))
 
     def needed(mode: str, each: Workload) -> int:
         moments = _moments(model, each, uses, b, device.type, mode)
@@ -311,8 +315,11 @@ def estimate(
             "--samples or --seq-len"
         )
     share = 1 if limit is not None else 3
+    left = max(0, room - need) // share
+    if left < boundary * (depth + 1):
+        left = max(0, left - boundary * _moving(depth, load))
     cache = CacheBudget(
-        device=max(0, room - need) // share,
+        device=left,
         host=0 if host else main // 3,
         disk=free_disk(),
     )

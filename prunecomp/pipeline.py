@@ -59,6 +59,7 @@ class PlanRequest:
     dtype: str = "auto"
     batch_size: int | None = None
     max_memory: str | None = None
+    device_map: str | None = None
     exact_prefix: bool = False
 
 

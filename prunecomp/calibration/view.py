@@ -9,7 +9,7 @@ need no code here, whatever the architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,17 @@ class _Injector(nn.Module):
         return self._hidden if self._as_tuple else self._hidden[0]
 
 
+def _moved(value: Any, device: torch.device) -> Any:
+    """The value with all tensors in it on another device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(each, device) for each in value)
+    return value
+
+
 class PlannedModel:
     """A causal LM whose weights and live layers follow a plan.
 
@@ -75,11 +86,14 @@ class PlannedModel:
         dtype: torch.dtype,
         resident: bool = True,
         model: nn.Module | None = None,
+        placement: Mapping[int, torch.device] | None = None,
     ) -> None:
         """Opens the model as transformers' stock class; remote code is never run.
 
         Args:
             model: its `skeleton`, where that is there already.
+            placement: of layers that are on another device; all else, and the stream, is on
+                `device`.
 
         Raises:
             CheckpointError: transformers cannot build it, or weights are missing.
@@ -87,8 +101,9 @@ class PlannedModel:
         self.checkpoint, self.device, self.resident = checkpoint, device, resident
         self.model = skeleton(checkpoint, dtype) if model is None else model
         self.weights = Weights(
-            self.model, checkpoint, device=device, dtype=dtype, resident=resident
-        )
+            self.model, checkpoint, device=device, dtype=dtype, resident=resident,
+            placement=placement,
+        )  # fmt: skip
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
         path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
@@ -155,9 +170,13 @@ class PlannedModel:
     def run_layer(self, original: int, hidden: torch.Tensor) -> torch.Tensor:
         """Output [n, t, d] of one layer; `embed` must have seen the shape [n, t] before."""
         args, kwargs = self._calls[tuple(hidden.shape[:2])][original]
+        device = self.weights.device_of(original)
+        if device != self.device:
+            hidden, args, kwargs = _moved((hidden, args, kwargs), device)
         with self.loaded(original):
             out = self._layers[original](hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        out = out[0] if isinstance(out, tuple) else out
+        return out.to(self.device)
 
     def logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, t, vocabulary] of the stream that leaves the last layer."""

@@ -168,6 +168,10 @@ class Weights:
                 names[f"{path}.{leaf}" if path else leaf] = id(parameter)
         return {name: places[key] for name, key in names.items()}
 
+    def device_of(self, part: int) -> torch.device:
+        """Where the part's weights are when they are loaded."""
+        return self._placement.get(part, self._device)
+
     @contextlib.contextmanager
     def loaded(self, part: int) -> Iterator[None]:
         """The part's parameters have their values in this block, and at least that long."""
@@ -252,7 +256,7 @@ class Weights:
 
     def _make(self, groups: Iterable[Group], part: int) -> dict[str, torch.Tensor]:
         read = _Files(self._checkpoint)
-        device = self._placement.get(part, self._device)
+        device = self.device_of(part)
 
         def edited(name: str) -> torch.Tensor:
             edit = self._edits.get(name)

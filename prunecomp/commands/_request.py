@@ -110,6 +110,9 @@ def add_machine(machine: argparse._ArgumentGroup) -> None:
         "files layer by layer (default: what is free)",
     )  # fmt: skip
     machine.add_argument(
+        "--device-map", choices=["auto"], help="spread the layers over all GPUs that are there"
+    )
+    machine.add_argument(
         "--exact-prefix", action="store_true",
         help="with --fold upstream: run the layers before a cut again, instead of scaling what "
         "they gave",

@@ -41,12 +41,14 @@ def choose(tiny_directory, tiny_ids, quiet):
     """``choose(name, metric, fold, **Runner arguments)``: (plan, layer passes, runner)."""
 
     def run(
-        name, metric, fold="downstream", *, device="cpu", resident=True, directory=None, **options
-    ):
+        name, metric, fold="downstream", *, device="cpu", resident=True, directory=None,
+        placement=None, **options,
+    ):  # fmt: skip
         checkpoint = Checkpoint(directory or tiny_directory(name))
         model = Counting(
-            checkpoint, device=torch.device(device), dtype=torch.float32, resident=resident
-        )
+            checkpoint, device=torch.device(device), dtype=torch.float32, resident=resident,
+            placement=placement,
+        )  # fmt: skip
         runner = Runner(
             model, CalibrationSet(tiny_ids, TextSource("t"), 0), progress=quiet, **options
         )
@@ -89,6 +91,15 @@ def test_weights_read_layer_by_layer_change_no_bit(metric, fold, choose):
     assert streamed.rounds == whole.rounds
     assert as_many == passes
     assert all(parameter.is_meta for parameter in runner.model.model.parameters())
+
+
+@pytest.mark.parametrize("metric", ["bi", "taylor"])
+def test_layers_on_other_devices_change_no_bit(metric, choose):
+    """Where there is one processor, ``cpu:0`` counts as another device than ``cpu``."""
+    elsewhere = dict.fromkeys((1, 2, 5), torch.device("cpu", 0))
+    spread, _, runner = choose("qwen2", metric, placement=elsewhere)
+    assert spread.rounds == choose("qwen2", metric)[0].rounds
+    assert runner.model.weights.device_of(5) == torch.device("cpu", 0)
 
 
 @pytest.mark.parametrize("metric", ["bi", "ppl"])
