@@ -24,18 +24,28 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCELERATOR)
 VERSIONS := constraints/$(ACCELERATOR).txt
+# Optimum wants an older transformers than ours, so it has an environment of its own.
+OPTIMUM ?= .venv-optimum
+OPTIMUM_PIP := $(OPTIMUM)/bin/python -m pip -qq --disable-pip-version-check
+OPTIMUM_READY := $(OPTIMUM)/.ready
 EXTRAS := onnx,eval,data,bench,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
-.PHONY: help setup install-cpu install-cuda test demo bench results verified docs lint fmt check clean clean-env
+.PHONY: help setup optimum install-cpu install-cuda test test-optimum demo bench results verified \
+	verified-onnx docs lint fmt check clean clean-env
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the environment in .venv (the other targets do so by themselves)
 
-test: $(READY) ## run the tests; make test ARGS="-k fold" for some of them
+optimum: $(OPTIMUM_READY) ## make the environment of optimum and onnxruntime-genai in .venv-optimum
+
+test: $(READY) $(OPTIMUM_READY) ## run the tests; make test ARGS="-k fold" for some of them
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-optimum: $(READY) $(OPTIMUM_READY) ## load and run what we export in optimum and in onnxruntime-genai
+	$(RUN) -m pytest -m optimum $(ARGS)
 
 demo: $(READY) ## prune, repair, export and serve a small model
 	$(RUN) examples/demo.py $(ARGS)
@@ -52,6 +62,9 @@ results: $(READY) ## measure again the tables of docs/results.md (ten minutes on
 
 verified: $(READY) ## serve every family with vLLM and write docs/verified_vllm.json; ARGS="llama opt" for some
 	$(RUN) -m tests.serving.record docs/verified_vllm.json $(ARGS)
+
+verified-onnx: $(READY) ## export every family to ONNX and write docs/verified_onnx.json; ARGS="llama opt" for some
+	OMP_NUM_THREADS=1 $(RUN) -m tests.exporters.record_onnx docs/verified_onnx.json $(ARGS)
 
 docs: $(READY) ## make docs/families.md again from the families
 	$(RUN) cli.py families --markdown > docs/families.md
@@ -70,8 +83,8 @@ clean: ## remove caches and build outputs
 	rm -rf build dist out runs *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +
 
-clean-env: ## remove the environment
-	rm -rf $(VENV)
+clean-env: ## remove the environments
+	rm -rf $(VENV) $(OPTIMUM)
 
 $(READY): pyproject.toml $(VERSIONS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and $(OLD) % v)'
@@ -81,6 +94,14 @@ $(READY): pyproject.toml $(VERSIONS)
 	@find $(VENV) -name '*.dist-info' -prune ! -exec test -e '{}/INSTALLER' ';' -exec rm -r '{}' +
 	@$(MAKE) --no-print-directory install-$(ACCELERATOR)
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(OPTIMUM_READY): constraints/optimum.txt
+	@echo "Installing optimum into $(OPTIMUM); the first time takes a few minutes."
+	@$(OPTIMUM_PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OPTIMUM)
+	$(OPTIMUM_PIP) install --no-deps --no-compile --no-index $(TORCH) 2>/dev/null || \
+	$(OPTIMUM_PIP) install --no-deps --no-compile --index-url $(TORCH_INDEX) $(TORCH)
+	$(OPTIMUM_PIP) install --no-deps --no-compile -r $<
 	@touch $@
 
 install-cpu:

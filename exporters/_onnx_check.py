@@ -65,9 +65,11 @@ class Decoder:
         self._inputs = {value.name for value in session.get_inputs()}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self._past = {
-            i.name: np.zeros((batch, int(i.shape[1]), 0, int(i.shape[3])), types[i.type])
-            for i in session.get_inputs()
-            if i.name.startswith("past_key_values")
+            value.name.replace("present", "past_key_values"): np.zeros(
+                (batch, value.shape[1], 0, value.shape[3]), types[value.type]
+            )
+            for value in session.get_outputs()
+            if value.name != "logits"
         }
 
     def step(self, **inputs: np.ndarray) -> np.ndarray:

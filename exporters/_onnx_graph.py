@@ -10,12 +10,13 @@ import contextlib
 import inspect
 import io
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunecomp.errors import MissingDependencyError, PruneCompError
+from prunecomp.errors import MissingDependencyError, PruneCompError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -26,10 +27,9 @@ EXTERNAL_ABOVE_BYTES = 1_800_000_000
 #: What the pinned torch translates to, and the oldest that its translations are written for.
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
-#: Names of the free axes of each input and output, by position; those of optimum.
+#: Names of the free axes of inputs and outputs.
 BATCH, NEW, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_length"
-#: Weights of fewer elements stay as they are: biases, norms, tables.
-FEW = 1024
+HEADS, HEAD_SIZE = "num_key_value_heads", "head_size"
 
 
 def first_line(error: BaseException) -> str:
@@ -63,12 +63,18 @@ def _sample(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
     from torch.export import Dim
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
     batch, past, new = 2, 5, 3
     cache = DynamicCache()
     with torch.no_grad():
         prompt = torch.ones(batch, past, dtype=torch.long)
         model(input_ids=prompt, past_key_values=cache, use_cache=True)
+    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        raise UnsupportedModelError(
+            f"{model.config.model_type}: its cache is not one of keys and values for every layer, "
+            "and the layout of ONNX decoders knows no other"
+        )
     rows, held = Dim(BATCH), Dim(PAST)
     inputs = {
         "input_ids": torch.ones(batch, new, dtype=torch.long),
@@ -86,7 +92,12 @@ def _sample(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _name_values(graph: onnx_ir.Graph) -> None:
-    """``...layers.N.keys`` becomes ``past_key_values.N.key`` or ``present.N.key``."""
+    """``...layers.N.keys`` becomes ``past_key_values.N.key`` or ``present.N.key``.
+
+    The heads of the past are free axes, though one size is right: optimum sizes the empty past
+    by hidden_size / num_attention_heads whatever the config says, and ONNX Runtime minds the size
+    of what is empty only where the graph declares one (github.com/huggingface/optimum/issues/2379).
+    """
     import onnx_ir
 
     axes = {
@@ -101,6 +112,8 @@ def _name_values(graph: onnx_ir.Graph) -> None:
                 _, _, layer, kind = value.name.rsplit(".", 3)
                 value.name = f"{prefix}.{layer}.{kind.removesuffix('s')}"
                 shape[0], shape[2] = BATCH, length
+                if prefix == "past_key_values":
+                    shape[1], shape[3] = HEADS, HEAD_SIZE
             else:
                 shape[:2] = axes[value.name]
             value.shape = onnx_ir.Shape([int(n) if str(n).isdecimal() else n for n in shape])
@@ -118,18 +131,20 @@ def _lazily(value: onnx_ir.Value, name: str, dtype: Any, make: Any, shape: Any) 
     return made
 
 
-def _store_as_multiplied(model: onnx_ir.Model) -> None:
-    """Weights that are only read transposed are stored transposed.
+def _store_as_multiplied(model: onnx_ir.Model, *, share: bool) -> None:
+    """Weights that are read transposed are stored transposed.
 
-    ONNX Runtime would do it at every start, and its quantiser knows constant weights only. The
-    embedding of a tied head is read both ways, and stays one tensor.
+    ONNX Runtime would do it at every start, and its quantiser knows constant weights only.
+
+    Args:
+        share: leave alone what is read both ways, such as the embedding of a tied head.
     """
     import numpy as np
     import onnx_ir
 
     for node in list(model.graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or weight.const_value is None or len(weight.uses()) > 1:
+        if weight is None or weight.const_value is None or (share and len(weight.uses()) > 1):
             continue
         source = weight.const_value
         order = list(node.attributes["perm"].as_ints())
@@ -143,7 +158,26 @@ def _store_as_multiplied(model: onnx_ir.Model) -> None:
         made = _lazily(weight, f"{weight.name}.T", source.dtype, turned, shape)
         node.outputs[0].replace_all_uses_with(made)
         model.graph.remove(node, safe=True)
-        del model.graph.initializers[weight.name]
+        if not weight.uses():
+            del model.graph.initializers[weight.name]
+
+
+def _divide_in_norms(model: onnx_ir.Model) -> None:
+    """``x * (1 / sqrt(...))`` becomes ``x / sqrt(...)``, which ONNX Runtime knows as RMSNorm."""
+    import onnx_ir
+
+    for inverse in [node for node in model.graph if node.op_type == "Reciprocal"]:
+        (root,), (scale,) = inverse.inputs, inverse.outputs
+        for product, place in list(scale.uses()):
+            if product.op_type != "Mul" or root.producer().op_type != "Sqrt":
+                continue
+            (old,) = product.outputs
+            quotient = onnx_ir.node("Div", [product.inputs[1 - place], root])
+            (new,) = quotient.outputs
+            new.name, new.shape, new.type = old.name, old.shape, old.type
+            model.graph.insert_before(product, quotient)
+            old.replace_all_uses_with(new)
+            model.graph.remove(product, safe=True)
 
 
 def _share_tied(model: onnx_ir.Model) -> None:
@@ -167,12 +201,12 @@ def _share_tied(model: onnx_ir.Model) -> None:
 
 
 def _narrow_weights(model: onnx_ir.Model) -> None:
-    """Weight matrices are stored as bfloat16 and widened when they are read."""
+    """Matrices are stored as bfloat16 and widened when they are read; norms and biases are not."""
     import onnx_ir
 
     for value in list(model.graph.initializers.values()):
         source = value.const_value
-        if source.dtype != onnx_ir.DataType.FLOAT or source.size < FEW:
+        if source.dtype != onnx_ir.DataType.FLOAT or len(source.shape) < 2:
             continue
 
         def narrowed(source: Any = source) -> onnx_ir.TensorProtocol:
@@ -212,8 +246,8 @@ def write_graph(model: nn.Module, path: Path, *, opset: int, share: bool, narrow
             f"ONNX export needs onnx and onnxscript ({error}); install prunecomp[onnx]"
         ) from error
     with quiet():
+        inputs, free = _sample(model)
         try:
-            inputs, free = _sample(model)
             config = OnnxConfig(
                 dynamic=True,
                 dynamic_shapes=free,
@@ -228,27 +262,43 @@ def write_graph(model: nn.Module, path: Path, *, opset: int, share: bool, narrow
             ) from error
         found = program.model
         _name_values(found.graph)
-        _store_as_multiplied(found)
+        _store_as_multiplied(found, share=share)
+        _divide_in_norms(found)
         if share:
             _share_tied(found)
         passes.RemoveUnusedNodesPass()(found)
         passes.ClearMetadataAndDocStringPass()(found)
         if narrow:
             _narrow_weights(found)
-        weights = sum(v.const_value.nbytes for v in found.graph.initializers.values())
-        program.save(str(path), external_data=weights > EXTERNAL_ABOVE_BYTES)
+        _save(found, path)
+
+
+def _save(model: onnx_ir.Model, path: Path) -> None:
+    """One file, or two with the weights in the second, by the name that optimum looks for."""
+    import onnx_ir
+
+    nbytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    beside = f"{path.name}_data" if nbytes > EXTERNAL_ABOVE_BYTES else None
+    onnx_ir.save(model, path, external_data=beside)
 
 
 def quantise(path: Path) -> None:
     """Replaces the graph at `path` by one with 8-bit weights, one scale per output channel."""
+    import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    full = path.with_name("full-" + path.name)
-    path.rename(full)
+    made = path.with_name("quantised")
+    made.mkdir()
+    large = path.with_name(f"{path.name}_data").exists()
     with quiet():
         quantize_dynamic(
-            full, path, weight_type=QuantType.QInt8, per_channel=True,
-            use_external_data_format=full.with_name(full.name + ".data").exists(),
+            path, made / path.name, weight_type=QuantType.QInt8, per_channel=True,
+            use_external_data_format=large,
         )  # fmt: skip
-    for left in full.parent.glob(full.name + "*"):
-        left.unlink()
+        for left in path.parent.glob(f"{path.name}*"):
+            left.unlink()
+        if large:
+            _save(onnx_ir.external_data.load_to_model(onnx_ir.load(made / path.name)), path)
+        else:
+            (made / path.name).rename(path)
+    shutil.rmtree(made)

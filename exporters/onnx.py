@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporters.base import Exporter, Facts, Source
 from prunecomp.errors import UnsupportedModelError, UsageError
@@ -25,20 +25,21 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float32", "int8": "floa
 
 
 def _load(source: Path, dtype: str) -> nn.Module:
-    """The stock class of transformers; remote code is never run."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The stock model in memory.
 
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    # PyTorch's own attention ignores this part of the model's definition
-    eager = {"attn_implementation": "eager"} if _caps_scores(config) else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        source, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, **eager
-    )
-    return model.eval().requires_grad_(False)
+    Raises:
+        CheckpointError: transformers cannot load it, or finds weights missing.
+    """
+    import torch
 
+    from prunecomp.calibration.view import PlannedModel
+    from prunecomp.checkpoint.reader import Checkpoint
 
-def _caps_scores(config: Any) -> bool:
-    return getattr(config, "attn_logit_softcapping", None) is not None
+    device = torch.device("cpu")
+    model = PlannedModel(Checkpoint(source), device=device, dtype=getattr(torch, dtype)).model
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # PyTorch's fused attention leaves the caps out
+    return model
 
 
 def _write_config(source: Path, target: Path, dtype: str) -> None:
@@ -81,9 +82,10 @@ def _export(source: Source, target: Path, options: argparse.Namespace, progress:
     with source.directory(target, progress) as directory:
         progress.say(f"tracing {source.checkpoint.path} in {precision}")
         model = _load(directory, DTYPES[precision])
-        write_graph(
-            model, path, opset=options.opset, share=precision != "int8", narrow=precision == "bf16"
-        )
+        # one tensor cannot be read both as eight bits and as it is
+        share = source.checkpoint.tied and precision != "int8"
+        narrow = precision == "bf16"
+        write_graph(model, path, opset=options.opset, share=share, narrow=narrow)
         if precision == "int8":
             progress.say("quantising weights to 8 bits")
             quantise(path)
@@ -94,7 +96,7 @@ def _export(source: Source, target: Path, options: argparse.Namespace, progress:
         difference = check(path, model, precision)
         carry_over(directory, target)
         _write_config(directory, target, DTYPES[precision])
-        write_genai_config(target, model.config)
+        write_genai_config(target, path, model)
     return {
         "precision": precision,
         "opset": options.opset,

@@ -81,6 +81,15 @@ def text_model(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def optimum_python() -> Path:
+    """The interpreter of the environment of optimum, which `make test` makes."""
+    environment = Path(__file__).parents[1] / ".venv-optimum"
+    if not (environment / ".ready").exists():
+        pytest.skip("needs the environment of optimum; make it with `make optimum`")
+    return environment / "bin" / "python"
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> str:
     """Each device that the machine has."""

@@ -1,7 +1,8 @@
 """The table of families, for people and for programs; `docs/families.md` is made from it.
 
-What was verified stands in two files of the repository, not in the code: the pinned version of
-transformers, in which the conformance tests run for every family, and what vLLM was seen to do.
+What was verified stands in files of the repository, not in the code: the pinned version of
+transformers, in which the conformance tests run for every family, what vLLM was seen to do, and
+what the ONNX export was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from prunecomp.families.base import ModelFamily
 REPOSITORY = Path(__file__).parents[2]
 PINS = REPOSITORY / "constraints" / "cpu.txt"
 VLLM_RESULTS = REPOSITORY / "docs" / "verified_vllm.json"
+ONNX_RESULTS = REPOSITORY / "docs" / "verified_onnx.json"
 NOT_CHECKED = "not checked"
 #: What stands in the narrow column of the terminal for each kind of vLLM result.
 MARKS = {
@@ -41,6 +43,11 @@ def pinned_transformers(pins: Path = PINS) -> str:
 
 def vllm_results(path: Path = VLLM_RESULTS) -> dict[str, Any]:
     """``{"vllm": version, "families": {type: {"status": ..., "detail": ...}}}``."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"families": {}}
+
+
+def onnx_results(path: Path = ONNX_RESULTS) -> dict[str, Any]:
+    """``{"families": {type: {"status": ..., "difference": ..., "detail": ...}}}``."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"families": {}}
 
 
@@ -68,9 +75,20 @@ def _restrictions(family: ModelFamily) -> list[str]:
     return found
 
 
-def row(family: ModelFamily, results: Mapping[str, Any], transformers: str) -> dict[str, Any]:
-    """All that is said of one family."""
+def row(
+    family: ModelFamily,
+    results: Mapping[str, Any],
+    transformers: str,
+    exports: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that is said of one family.
+
+    Args:
+        results: of vLLM.
+        exports: of the ONNX exporter.
+    """
     found = results["families"].get(family.model_type, {})
+    exported = (exports or {"families": {}})["families"].get(family.model_type, {})
     return {
         "model_type": family.model_type,
         "released": family.released,
@@ -92,15 +110,17 @@ def row(family: ModelFamily, results: Mapping[str, Any], transformers: str) -> d
             "vllm_on": ", ".join(results[k] for k in ("device", "dtype") if k in results),
             "vllm_status": found.get("status", NOT_CHECKED),
             "vllm_detail": found.get("detail", ""),
+            "onnx_status": exported.get("status", NOT_CHECKED),
+            "onnx_detail": exported.get("detail", ""),
         },
     }
 
 
 def table() -> list[dict[str, Any]]:
     """One row per family, by type."""
-    results, transformers = vllm_results(), pinned_transformers()
+    results, transformers, exports = vllm_results(), pinned_transformers(), onnx_results()
     families = sorted(supported_types().items())
-    return [row(family, results, transformers) for _, family in families]
+    return [row(family, results, transformers, exports) for _, family in families]
 
 
 # --- for a terminal of 100 columns
@@ -178,6 +198,7 @@ def detail_lines(entry: Mapping[str, Any], *, width: int = 100) -> list[str]:
         "restrictions": "; ".join(entry["restrictions"]) or "none",
         "transformers": f"{verified['transformers']}: conformance tests pass",
         "vLLM": f"{verified['vllm']}: {vllm}" if verified["vllm"] else vllm,
+        "ONNX": ": ".join(x for x in (verified["onnx_status"], verified["onnx_detail"]) if x),
     }
     return [
         line
@@ -191,7 +212,7 @@ def detail_lines(entry: Mapping[str, Any], *, width: int = 100) -> list[str]:
 # --- docs/families.md
 
 HEADER = """\
-<!-- made by `make docs` from prunecomp/families and verified_vllm.json; do not edit -->
+<!-- made by `make docs` from prunecomp/families and docs/verified_*.json; do not edit -->
 
 # Model families
 
@@ -209,6 +230,8 @@ HEADER = """\
   with the layers skipped.
 - **{vllm}**: whether it gives the log-probabilities of transformers for the written files of tiny
   models{where}.
+- **ONNX**: whether `export --format onnx` writes a tiny model of the type, and ONNX Runtime gives
+  the logits of transformers ([onnx.md](onnx.md)).
 """
 
 
@@ -226,8 +249,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             where=f" ({verified['vllm_on']})" if verified["vllm_on"] else "",
         ),
         "| type | models | layers | multiplied | divided | head | fields by layer | restrictions "
-        "| vLLM |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| vLLM | ONNX |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in rows:
         found = entry["verified"]
@@ -236,6 +259,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             _code(entry["multiplied"]), _code(entry["divided"]), entry["head"],
             _code(entry["config_fields"]), "; ".join(entry["restrictions"]),
             ". ".join(x for x in (found["vllm_status"], found["vllm_detail"]) if x),
+            ". ".join(x for x in (found["onnx_status"], found["onnx_detail"]) if x),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     lines += ["", "## Refused", "", "| type | why |", "|---|---|"]

@@ -32,6 +32,8 @@ def test_nothing_is_claimed_without_the_files(tmp_path):
     results = tables.vllm_results(tmp_path / "absent")
     row = tables.row(FAMILIES.get("llama"), results, "unknown")
     assert row["verified"]["vllm_status"] == "not checked"
+    assert tables.onnx_results(tmp_path / "absent") == {"families": {}}
+    assert row["verified"]["onnx_status"] == "not checked"
 
 
 def test_vllm_results_are_shown(tmp_path):
@@ -44,6 +46,16 @@ def test_vllm_results_are_shown(tmp_path):
     assert tables.terminal_lines([row])[1].endswith(" no")
     assert "not served: no class. why |" in tables.markdown([row])
     assert "transformers 1.2.3:" in tables.markdown([row])
+
+
+def test_onnx_results_are_shown(tmp_path):
+    (tmp_path / "onnx.json").write_text(json.dumps({
+        "families": {"llama": {"status": "not exported", "detail": "no trace"}},
+    }))  # fmt: skip
+    exports = tables.onnx_results(tmp_path / "onnx.json")
+    row = tables.row(FAMILIES.get("llama"), {"families": {}}, "1.2.3", exports)
+    assert "ONNX          not exported: no trace" in tables.detail_lines(row)
+    assert "not exported. no trace |" in tables.markdown([row])
 
 
 def test_recorded_vllm_results_are_of_known_kinds():

