@@ -42,7 +42,7 @@ setup: $(READY) ## make the environment in .venv (the other targets do so by the
 optimum: $(OPTIMUM_READY) ## make the environment of optimum and onnxruntime-genai in .venv-optimum
 
 test: $(READY) $(OPTIMUM_READY) ## run the tests; make test ARGS="-k fold" for some of them
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-optimum: $(READY) $(OPTIMUM_READY) ## load and run what we export in optimum and in onnxruntime-genai
 	$(RUN) -m pytest -m optimum $(ARGS)

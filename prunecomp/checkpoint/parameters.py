@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecomp.errors import CheckpointError
+
 
 @dataclass
 class Group:
@@ -38,7 +40,11 @@ class ParameterMap:
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Reads names only; `model` may be on the meta device."""
+        """Reads names only; `model` may be on the meta device.
+
+        Raises:
+            CheckpointError: a tensor has a name that transformers cannot put in order.
+        """
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
             WeightConverter,
@@ -56,7 +62,16 @@ class ParameterMap:
         self._groups: dict[str, Group] = {}
         self._of: dict[str, Group] = {}
         self.unused: list[str] = []
-        for name in sorted(names, key=dot_natural_key):
+
+        def order(name: str) -> Any:
+            try:
+                return dot_natural_key(name)
+            except ValueError as error:  # it takes a superscript digit for a number
+                raise CheckpointError(
+                    f"tensor {name}: transformers cannot read such a name; restore the files"
+                ) from error
+
+        for name in sorted(names, key=order):
             target, pattern = rename_source_key(name, renamings, converters, prefix, known)
             if target not in known and name in known:
                 target, pattern = rename_source_key(name, [], [], prefix, known)

@@ -22,7 +22,7 @@ INTERRUPTED = "error: interrupted; nothing is left behind\n"
 MOMENTS = {
     "hashing": "prunecomp.checkpoint.reader._file_sha256",
     "tokenising": "prunecomp.calibration.data._tokenizer",
-    "loading": "prunecomp.calibration.view.skeleton",
+    "loading": "prunecomp.machine.skeleton",
     "embedding": "prunecomp.calibration.view.PlannedModel.embed",
     "scoring": "prunecomp.calibration.runner.Runner.cosines",
     "cutting": "prunecomp.calibration.runner.Runner.advance",
