@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.compress_speed import add_part, printed_and_peak
 from prunecomp.errors import PruneCompError
 from prunecomp.progress import Progress
 
@@ -97,15 +97,7 @@ def _run(arguments: Sequence[str], threads: int) -> tuple[str, int]:
     Raises:
         PruneCompError: it failed.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(ROOT / "cli.py"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise PruneCompError(f"{arguments[0]} failed; its message is above")
-    return out.decode(), usage.ru_maxrss * 1024
+    return printed_and_peak([str(ROOT / "cli.py"), *arguments], threads=threads, what=arguments[0])
 
 
 def _fitted(shape: Mapping[str, int], folder: Path) -> dict[str, int]:
@@ -177,8 +169,6 @@ def main(argv: list[str] | None = None) -> int:
         rows = [measure(name, args, Progress()) for name in args.shape]
         print(json.dumps(rows, indent=1))
         if args.output:
-            from bench.compress_speed import add_part
-
             old = json.loads(args.output.read_text()) if args.output.exists() else {}
             add_part(args.output, {"memory": [*old.get("memory", []), *rows]})
     except PruneCompError as error:

@@ -33,21 +33,29 @@ KINDS = ("plain", "naive", "ours")
 METRICS = ("bi", "cl", "ppl", "taylor", "mag")
 
 
-def _worker(kind: str, case: Mapping[str, Any]) -> tuple[str, int]:
-    """What `bench.compress_worker` printed, and its peak resident memory in bytes.
+def printed_and_peak(arguments: Sequence[str], *, threads: int, what: str) -> tuple[str, int]:
+    """What a run of Python printed, and its peak resident memory in bytes.
 
     Raises:
         PruneCompError: it failed.
     """
-    command = [sys.executable, "-m", "bench.compress_worker", kind, json.dumps(dict(case))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(case["threads"])}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     out = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        raise PruneCompError(f"the measurement {kind} failed; its message is above")
+        raise PruneCompError(f"{what} failed; its message is above")
     return out.decode(), usage.ru_maxrss * 1024
+
+
+def _worker(kind: str, case: Mapping[str, Any]) -> tuple[str, int]:
+    """The same of `bench.compress_worker`."""
+    return printed_and_peak(
+        ["-m", "bench.compress_worker", kind, json.dumps(dict(case))],
+        threads=case["threads"], what=f"the measurement {kind}",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.accuracy import run as accuracy
 from bench.quantities import Estimate
-from bench.records import parse, plain
+from bench.records import parse, plain, read_document
 from bench.schema import Frontier, FrontierPoint
 from prunecomp import pipeline
 from prunecomp.checkpoint.output import check_output_file, write_text
@@ -257,14 +257,10 @@ def read_frontier(path: Path) -> Frontier:
     Raises:
         UsageError: there is none that can be read.
     """
-    file = path / "frontier.json" if path.is_dir() else path
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
-        raise UsageError(f"{file}: {reason}; give the frontier.json of `frontier`") from error
+    hint = "give the frontier.json of `frontier`"
+    file, document = read_document(path, "frontier.json", hint=hint)
     if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise UsageError(f"{file}: is not a frontier; give the frontier.json of `frontier`")
+        raise UsageError(f"{file}: is not a frontier; {hint}")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(
             f"{file}: has schema version {document.get('schema_version')}, this program reads "

@@ -8,6 +8,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from prunecomp.errors import UsageError
@@ -20,6 +21,23 @@ def plain(record: Any) -> Any:
         ValueError: a number is not finite, which JSON cannot say.
     """
     return json.loads(json.dumps(dataclasses.asdict(record), allow_nan=False))
+
+
+def read_document(path: Path, name: str, *, hint: str) -> tuple[Path, Any]:
+    """A JSON file, or the one called `name` in a directory: where it is, and what it says.
+
+    Args:
+        hint: what to give instead, for the error.
+
+    Raises:
+        UsageError: it cannot be read, or is not JSON.
+    """
+    file = path / name if path.is_dir() else path
+    try:
+        return file, json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
+        raise UsageError(f"{file}: {reason}; {hint}") from error
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:

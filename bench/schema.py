@@ -7,7 +7,6 @@ The parts live in `bench.conditions` and `bench.quantities`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from bench.conditions import Environment, Settings
 from bench.quantities import Estimate, Percentiles, Ratio, Spread
-from bench.records import parse, plain
+from bench.records import parse, plain, read_document
 from prunecomp.errors import UsageError
 
 SCHEMA_VERSION = 1
@@ -351,10 +350,7 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: there is none that can be read.
     """
-    file = path / "report.json" if path.is_dir() else path
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not JSON"
-        raise UsageError(f"{file}: {reason}; give the report.json that `bench` wrote") from error
+    file, document = read_document(
+        path, "report.json", hint="give the report.json that `bench` wrote"
+    )
     return from_json(document, name=str(file))
