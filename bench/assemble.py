@@ -26,6 +26,8 @@ from bench.schema import (
 from bench.serving_stage import RATES_FROM, ServingStage
 from bench.work import counts_of
 
+#: A share of the ideal above this is said to be one.
+_TOO_GOOD = 1.05
 _ITEMSIZES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
@@ -105,6 +107,23 @@ def summary_of(
     return rows
 
 
+def _too_good(ceilings: Sequence[Ceiling]) -> list[str]:
+    """Warnings of what was faster than the counted work allows."""
+    found = [
+        f"{ceiling.model}: {point.what}"
+        for ceiling in ceilings
+        for point in ceiling.points
+        if point.share_of_ideal is not None and point.share_of_ideal > _TOO_GOOD
+    ]
+    if not found:
+        return []
+    return [
+        f"{len(found)} speedups are more than {_TOO_GOOD - 1:.0%} above the ideal, the first of "
+        f"{found[0]}: the machine was not quiet, or the time goes to what is done for every layer "
+        "whatever its size; trust neither without more repeats"
+    ]
+
+
 def assemble(
     run: Run,
     *,
@@ -138,5 +157,5 @@ def assemble(
         serving=tuple(serving), offline=tuple(offline), memory=tuple(memory),
         ceiling=tuple(ceilings), accuracy=accuracy, frontier=frontier,
         summary=tuple(summary_of(run.models, ceilings, serving, memory, accuracy)),
-        failures=tuple(run.failures), warnings=tuple(run.warnings),
+        failures=tuple(run.failures), warnings=(*run.warnings, *_too_good(ceilings)),
     )  # fmt: skip

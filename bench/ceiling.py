@@ -118,8 +118,10 @@ def ceiling_of(
         ))  # fmt: skip
     first = next(iter(lengths.values()), None)
     given, made = (first.input_tokens, first.output_tokens) if first else (256, 256)
-    work = Work(
-        counts[1].prefill_flops_per_token(given),
-        counts[1].decode_bytes_per_token(given + made / 2, 1),
+    base_work, work = (
+        Work(each.prefill_flops_per_token(given), each.decode_bytes_per_token(given + made / 2, 1))
+        for each in counts
     )
-    return Ceiling(model=pruned.id, against=base.id, work=work, points=tuple(points))
+    return Ceiling(
+        model=pruned.id, against=base.id, work=work, base_work=base_work, points=tuple(points)
+    )

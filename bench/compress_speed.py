@@ -239,7 +239,9 @@ def main(argv: list[str] | None = None) -> int:
             plot(part["scaling"], args.scaling)
             print(json.dumps(part["scaling"], indent=1))
         else:
-            name = f"{args.device} {'made' if args.model is None else args.model.name}"
+            made = f"made {args.layers} x {args.hidden_size}"
+            model = made if args.model is None else args.model.name
+            name = f"{args.device} {model} {args.samples}x{args.seq_len}"
             comparison = compare(case, args.metrics, args.repeats, progress)
             part = {f"comparison, {name}": comparison}
             print(table(comparison))

@@ -38,6 +38,7 @@ class Settings:
 
     Attributes:
         warmup: unmeasured runs before the first repeat of every shape.
+        concurrency: of the closed loop; empty: doubled until the base is saturated.
         request_rates: requests per second of the open loop; the same for all models.
         rates_from: how the rates were chosen: ``given``, or a sentence.
         servers: ``together`` (all up, loads in turns) or ``one at a time`` (restarted per repeat).

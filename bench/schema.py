@@ -182,6 +182,7 @@ class Ceiling:
     model: str
     against: str
     work: Work
+    base_work: Work
     points: tuple[CeilingPoint, ...] = ()
 
 
@@ -341,7 +342,13 @@ def from_json(document: Mapping[str, Any], *, name: str = "report") -> Report:
             "use the version of prunecomp that wrote it"
         )
     rest = {k: v for k, v in document.items() if k not in {"kind", "schema_version"}}
-    return parse(Report, rest, name)
+    report = parse(Report, rest, name)
+    known = {model.id for model in report.models}
+    for what in ("serving", "offline", "memory", "ceiling", "summary"):
+        for row in getattr(report, what):
+            if row.model not in known:
+                raise UsageError(f"{name}: {what} tells of {row.model!r}, which is no model of it")
+    return report
 
 
 def read_report(path: Path) -> Report:

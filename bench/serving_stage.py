@@ -23,6 +23,9 @@ RATES_FROM = (
     "{} of the requests/s that the base reached in the closed loop at the highest concurrency"
 )
 LOAD_PATIENCE_S = 3600.0
+#: Where no concurrency is given, it is doubled until that gains the base less than this.
+LEAST_GAIN, MOST_IN_FLIGHT = 1.1, 1024
+_WARM_UP_IN_FLIGHT = 8
 _WARMUP_SEED = 1_000_000
 
 
@@ -43,7 +46,27 @@ class ServingStage:
         return f"serving/{model.id}/{point.name}-r{repeat}"
 
     def _closed(self, mix: Mix) -> list[Point]:
-        return [Point(mix, concurrency=c) for c in self.run.settings.concurrency]
+        """As given; else up to where the base is saturated, as far as that is known by now."""
+        if given := self.run.settings.concurrency:
+            return [Point(mix, concurrency=c) for c in given]
+        points, before, level = [], 0.0, 1
+        while level <= MOST_IN_FLIGHT:
+            points.append(Point(mix, concurrency=level))
+            rate = self._base_rate(points[-1])
+            if rate is None or rate < LEAST_GAIN * before:
+                break
+            before, level = rate, 2 * level
+        return points
+
+    def _base_rate(self, point: Point) -> float | None:
+        """Requests per second of the base's first finished repeat."""
+        for repeat in range(self.run.settings.repeats):
+            document = self.run.raw.read(self._piece(self.run.models[0], point, repeat))
+            if document is not None:
+                found = requests_of(document, self.run.settings.slo)
+                if found.completed:
+                    return found.completed / found.duration_s
+        return None
 
     def _open_points(self, mix: Mix) -> list[Point]:
         """At the rates that were given, or that follow from the base; none if that failed."""
@@ -54,21 +77,14 @@ class ServingStage:
 
     def _saturation(self, mix: Mix) -> float | None:
         """Requests per second of the base's first finished repeat at the highest concurrency."""
-        if not self.run.settings.concurrency:
-            return None
         name = f"serving/saturation-{mix.name}"
         if (known := self.run.raw.read(name)) is not None:
             return known["requests_per_s"]
-        point = Point(mix, concurrency=max(self.run.settings.concurrency))
-        for repeat in range(self.run.settings.repeats):
-            document = self.run.raw.read(self._piece(self.run.models[0], point, repeat))
-            if document is not None:
-                found = requests_of(document, self.run.settings.slo)
-                if found.completed:
-                    rate = found.completed / found.duration_s
-                    self.run.raw.write(name, {"requests_per_s": rate})  # the same when resumed
-                    return rate
-        return None
+        point = max(self._closed(mix), key=lambda p: p.concurrency or 0)
+        rate = self._base_rate(point)
+        if rate is not None:
+            self.run.raw.write(name, {"requests_per_s": rate})  # the same when resumed
+        return rate
 
     def _missing(self, models: Sequence[Model], repeats: range) -> bool:
         settings = self.run.settings
@@ -106,8 +122,10 @@ class ServingStage:
                 ))  # fmt: skip
             for mix in self.run.settings.mixes:
                 self._warm_up(mix, up, models)
-                for point in self._closed(mix):
-                    self._all(point, up, repeats)
+                done: list[Point] = []
+                while left := [p for p in self._closed(mix) if p not in done]:
+                    self._all(left[0], up, repeats)
+                    done.append(left[0])
                 for point in self._open_points(mix):
                     self._all(point, up, repeats)
             for model in models:
@@ -149,7 +167,7 @@ class ServingStage:
 
     def _warm_up(self, mix: Mix, up: dict[str, Any], models: Sequence[Model]) -> None:
         """Unmeasured requests, as many at once as there will be."""
-        most = max(self.run.settings.concurrency, default=8)
+        most = max(self.run.settings.concurrency, default=_WARM_UP_IN_FLIGHT)
         point = Point(mix, concurrency=most)
 
         def warm(model: Model, server: Any, repeat: int) -> None:

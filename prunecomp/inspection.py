@@ -146,8 +146,10 @@ def _memory(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) ->
     from prunecomp.device import DTYPES
     from prunecomp.machine import estimate_memory
 
+    unit = checkpoint.family.removal_unit
+    several = request.layers != unit and checkpoint.num_hidden_layers > 2 * unit
     free = dataclasses.replace(
-        request, layers=checkpoint.family.removal_unit, protect_first=0, protect_last=0
+        request, layers=2 * unit if several else unit, ratio=None, protect_first=0, protect_last=0
     )
     recipe = resolve_recipe(checkpoint, free, progress)  # for its device and dtype
     model, text = skeleton(checkpoint, DTYPES[recipe.dtype]), _text(checkpoint, request)
@@ -175,7 +177,8 @@ def inspect_model(
     """All that is known of a checkpoint before a compression, as plain data.
 
     Args:
-        request: what a compression would be asked for; how many layers it removes plays no part.
+        request: what a compression would be asked for; of how many layers it removes, only whether
+            they are more than can go at once plays a part.
         name: what the user calls the model.
 
     Raises:

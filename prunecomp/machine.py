@@ -42,6 +42,7 @@ def estimate_memory(
         UsageError: it cannot be done within ``--max-memory``.
     """
     metric, dtype = METRICS.get(recipe.metric), DTYPES[recipe.dtype]
+    width = checkpoint.family.removal_unit
     return estimate(
         model,
         Workload(
@@ -49,6 +50,8 @@ def estimate_memory(
             batch_size=request.batch_size, block=metric.block,
             gradients=getattr(metric, "gradients", False),
             logits=request.evaluation != "none" or getattr(metric, "logits", False),
+            candidates=width if getattr(metric, "candidates", False) else 0,
+            again=recipe.strategy == "iterative" and recipe.num_removed > width,
         ),
         uses=part_uses(model, checkpoint, dtype),
         device=resolve_device(recipe.device), dtype=dtype, depth=checkpoint.num_hidden_layers,

@@ -17,9 +17,10 @@ import psutil
 import torch
 from torch import nn
 
-from prunecomp.calibration.cache import CacheBudget, free_disk
+from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
+from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
-from prunecomp.calibration.runner import BATCH_TOKENS
+from prunecomp.calibration.runner import BATCH_TOKENS, candidates_at_once
 from prunecomp.calibration.weights import OUTSIDE, part_of
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
@@ -52,6 +53,8 @@ class Workload:
         block: whether the metric compares boundaries that are a block of layers apart.
         gradients: whether the metric asks for gradients.
         logits: whether anything asks for losses.
+        candidates: layers in each candidate that is left out to get its loss; 0 where none is.
+        again: whether that is done in more than one round.
     """
 
     samples: int
@@ -61,6 +64,8 @@ class Workload:
     block: bool = False
     gradients: bool = False
     logits: bool = True
+    candidates: int = 0
+    again: bool = False
 
     @property
     def batch(self) -> int:
@@ -264,6 +269,17 @@ def _cached(depth: int, boundary: int, load: Workload, budget: CacheBudget) -> i
     return boundary * min(depth + 1, max(1, kept) + (kept <= depth) * _moving(depth, load))
 
 
+def _candidates(depth: int, boundary: int, load: Workload, budget: CacheBudget, mode: str) -> int:
+    """Bytes of the streams of candidates in the device's memory."""
+    if not load.candidates:
+        return 0
+    sizes = {"boundaries": depth + 1, "bytes_per_boundary": max(1, boundary)}
+    spare = ActivationCache(**sizes, budget=budget).spare
+    moving, left = candidates_at_once(spare, resident=mode == "resident", **sizes)
+    kept = bytes_on_device(**sizes, budget=left, width=load.candidates) if load.again else 0
+    return kept + (moving - 1) * boundary  # one of them is counted with the boundaries that move
+
+
 def estimate(
     model: nn.Module,
     load: Workload,
@@ -324,7 +340,10 @@ def estimate(
         disk=free_disk(),
     )
     libraries = {"interpreter, libraries, text": base} if host else {}
-    kept = {"activation cache": _cached(depth, boundary, load, cache)}
+    kept = {
+        "activation cache": _cached(depth, boundary, load, cache),
+        "streams of candidates": _candidates(depth, boundary, load, cache, mode),
+    }
     moments = _moments(model, load, uses, b, device.type, mode)
     moments = {
         m: {**libraries, **parts, **({} if m == "loading" else kept)}

@@ -8,6 +8,8 @@ from bench.report.content import Part, Section, Table
 from bench.report.format import NOT_MEASURED, listed, number, size
 from bench.schema import Report
 
+SWEEP = "doubled until that added less than 10 % to the base's requests/s"
+
 
 def settings(report: Report) -> Section:
     """What was asked for."""
@@ -20,7 +22,7 @@ def settings(report: Report) -> Section:
     )
     rows = [
         ("request mixes", listed(mixes)),
-        ("concurrency, closed loop", listed(s.concurrency)),
+        ("concurrency, closed loop", listed(s.concurrency) if s.concurrency else SWEEP),
         ("request rates, open loop", f"{listed(map(number, s.request_rates))} ({s.rates_from})"),
         ("offline batches", listed(s.batches)),
         ("repeats, after warm-up runs", f"{s.repeats}, after {s.warmup}"),

@@ -216,10 +216,13 @@ def ceiling(report: Report) -> Section:
     work = Table(
         ("model", "work", "layers", "embedding", "head", "KV cache"),
         [
-            [c.model, what, *(number(v, 4) for v in _parts(parts))]
-            for c in report.ceiling
-            for what, parts in (("prefill, MFLOP per token", c.work.prefill_flops_per_token),
-                                ("decode, MB per token", c.work.decode_bytes_per_token))
+            [model, what, *(number(v, 4) for v in _parts(parts))]
+            for model, work in [
+                (report.ceiling[0].against, report.ceiling[0].base_work),
+                *((c.model, c.work) for c in report.ceiling),
+            ]
+            for what, parts in (("prefill, MFLOP per token", work.prefill_flops_per_token),
+                                ("decode, MB per token", work.decode_bytes_per_token))
         ],
         text_columns=2,
     )  # fmt: skip

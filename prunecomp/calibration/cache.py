@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -80,8 +80,23 @@ class ActivationCache:
             "disk": budget.disk // size,
         }  # fmt: skip
         self.stride = -(-boundaries // max(1, sum(self._room.values())))
+        self._all = boundaries, size
         self._held: dict[int, tuple[str, Sequence[torch.Tensor] | _OnHost | _OnDisk]] = {}
         self._scale: dict[int, float] = {}
+
+    @property
+    def spare(self) -> CacheBudget:
+        """What is left of the budgets when all that may be kept is."""
+        (wanted, size), left = self._all, {}
+        for place, room in self._room.items():
+            taken = min(room, wanted)
+            left[place], wanted = (room - taken) * size, wanted - taken
+        return CacheBudget(**left)
+
+    @property
+    def held(self) -> Collection[int]:
+        """The boundaries that are kept now."""
+        return self._held.keys()
 
     def put(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
         """Keeps the list, not a copy, if there is room; nobody writes to activations in place."""
@@ -109,9 +124,6 @@ class ActivationCache:
     def scale(self, factor: float) -> None:
         """All that is held counts as `factor` times what it was; nothing is touched."""
         self._scale = {b: self._scale.get(b, 1.0) * factor for b in self._held}
-
-    def holds(self, boundary: int) -> bool:
-        return boundary in self._held
 
     def nearest(self, boundary: int) -> tuple[int, Sequence[torch.Tensor]] | None:
         """The last kept boundary at or before `boundary`."""

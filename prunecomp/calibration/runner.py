@@ -9,14 +9,16 @@ Boundaries are counted over live layers: boundary p enters the p-th live layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
 from prunecomp.calibration.data import CalibrationSet
+from prunecomp.calibration.detours import Detours
 from prunecomp.calibration.losses import loss_gradient, sample_losses
-from prunecomp.calibration.stats import cosine_sums, summarise
+from prunecomp.calibration.stats import cosine_sums, magnitudes, token_norms
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.distributed import Group
 from prunecomp.errors import NumericError
@@ -47,6 +49,19 @@ def _mean(sums: torch.Tensor, terms: int) -> float:
     return value
 
 
+def candidates_at_once(
+    spare: CacheBudget, *, resident: bool, boundaries: int, bytes_per_boundary: int
+) -> tuple[int, CacheBudget]:
+    """How many candidates move through the layers together, and what they may keep on the way.
+
+    Layers that are read from files are read once for all that move together.
+    """
+    if resident:
+        return 1, spare
+    most = spare.device // max(1, bytes_per_boundary)
+    return max(1, min(most, boundaries - 1)), replace(spare, device=0)
+
+
 class Runner:
     """Statistics of a `PlannedModel` over a `CalibrationSet`.
 
@@ -71,11 +86,14 @@ class Runner:
         self._ids = group.share(ids, batch_size or max(1, BATCH_TOKENS // ids.shape[1]))
         self._single = int(group.gather(torch.tensor([len(self._ids)])).max()) == 1
         first = self._embed()
-        self.cache = ActivationCache(
-            boundaries=len(model.live) + 1,
-            bytes_per_boundary=sum(h.nbytes for h in first),
-            budget=cache,
-        )
+        sizes = {
+            "boundaries": len(model.live) + 1,
+            "bytes_per_boundary": sum(h.nbytes for h in first),
+        }
+        self.cache = ActivationCache(**sizes, budget=cache)
+        spare = self.cache.spare
+        self._at_once, spare = candidates_at_once(spare, resident=model.resident, **sizes)
+        self._detours = Detours(**sizes, budget=spare)
         self._magnitudes: dict[int, torch.Tensor] = {}
         self._norms: dict[int, list[torch.Tensor]] = {}
         self._cosines: dict[tuple[int, str], dict[int, float]] = {}
@@ -89,8 +107,8 @@ class Runner:
     def magnitude(self, boundary: int) -> torch.Tensor:
         """Mean over tokens of |h| at `boundary`: [samples, d] float32."""
         if boundary not in self._magnitudes:
-            for _ in self._sweep(boundary, boundary, "magnitudes"):
-                pass
+            for _, batches in self._sweep(boundary, boundary, "magnitudes"):
+                self._measure(boundary, batches)
         return self._group.gather(self._magnitudes[boundary])
 
     def cosines(self, lag: int, *, axis: str = "channels") -> list[float]:
@@ -101,27 +119,79 @@ class Runner:
         if start is not None:
             window: dict[int, Sequence[torch.Tensor]] = {}
             for boundary, batches in self._sweep(start, len(self.live), "scores"):
-                if lag == 1 or not self.cache.holds(boundary):
+                if lag == 1 or boundary not in self.cache.held:
                     window[boundary] = batches
+                if boundary not in self._norms and axis == "channels":
+                    self._norms[boundary] = [token_norms(hidden) for hidden in batches]
                 p = boundary - lag
                 if p >= start:
                     before = window.pop(p, None) or self.cache.get(p)
                     assert before is not None
-                    norms = zip(self._norms[p], self._norms[boundary], strict=True)
-                    each = zip(before, batches, norms, strict=True)
-                    sums = torch.cat([cosine_sums(x, y, n, axis=axis) for x, y, n in each])
+                    sums = self._cosine_sums((p, before), (boundary, batches), axis)
                     shape = batches[0].shape
                     known[p] = _mean(
                         self._group.gather(sums), shape[2] if axis == "sequence" else shape[1]
                     )
         return [known[p] for p in range(pairs)]
 
-    def loss(self, *, without: range | None = None, description: str = "loss") -> float:
-        """Mean next-token cross entropy in nats, with these live layers (by position) skipped."""
-        skipped = range(len(self.live), len(self.live)) if without is None else without
-        ((_, batches),) = self._sweep(skipped.start, skipped.start, description)
-        for p in range(skipped.stop, len(self.live)):
-            batches = self._through(p, batches)
+    def _cosine_sums(
+        self,
+        first: tuple[int, Sequence[torch.Tensor]],
+        second: tuple[int, Sequence[torch.Tensor]],
+        axis: str,
+    ) -> torch.Tensor:
+        """Per sample, between two boundaries and their batches."""
+        (p, before), (q, after) = first, second
+        if axis == "sequence":
+            pairs = zip(before, after, strict=True)
+            return torch.cat([cosine_sums(x, y, axis=axis) for x, y in pairs])
+        norms = zip(self._norms[p], self._norms[q], strict=True)
+        triples = zip(before, after, norms, strict=True)
+        return torch.cat([cosine_sums(x, y, n) for x, y, n in triples])
+
+    def loss(self, *, description: str = "loss") -> float:
+        """Mean next-token cross entropy in nats."""
+        last = len(self.live)
+        ((_, batches),) = self._sweep(last, last, description)
+        return self._mean_loss(batches)
+
+    def losses_without(self, spans: Sequence[range], *, again: bool = False) -> list[float]:
+        """`loss` without each of these spans of live layers, by position.
+
+        Each starts at its own boundary. Where the weights come from files, all spans for which
+        there is memory go through a layer before it is dropped. With `again`, what they meet is
+        kept for the next round, as far as there is room; see `Detours`.
+        """
+        found: dict[int, float] = {}
+        last = len(self.live)
+        steps = sum(last - self._detours.reached(span) for span in spans) * len(self._ids)
+        with self.progress.bar(steps, "candidates", unit="batch") as bar:
+            for first in range(0, len(spans), self._at_once):
+                group = spans[first : first + self._at_once]
+                found |= self._losses_without(group, again, bar.update)
+        return [found[span.start] for span in spans]
+
+    def _losses_without(
+        self, spans: Sequence[range], again: bool, done: Callable[[], None]
+    ) -> dict[int, float]:
+        """By the first position of each span."""
+        streams: dict[range, tuple[int, Sequence[torch.Tensor]]] = {}
+        for span in spans:
+            held = self._detours.get(span)
+            if held is None:
+                ((_, held),) = self._sweep(span.start, span.start, "forward")
+            streams[span] = self._detours.reached(span), held
+        for p in range(min(boundary for boundary, _ in streams.values()), len(self.live)):
+            with self.model.loaded(self.live[p]):
+                for span, (boundary, batches) in streams.items():
+                    if boundary == p:
+                        behind = self._through(p, batches, done)
+                        streams[span] = p + 1, behind
+                        if again:
+                            self._detours.put(span, p + 1, behind)
+        return {span.start: self._mean_loss(batches) for span, (_, batches) in streams.items()}
+
+    def _mean_loss(self, batches: Sequence[torch.Tensor]) -> float:
         with self.model.outside():
             ids = zip(batches, self._ids, strict=True)
             losses = [sample_losses(self.model, *each) for each in ids]
@@ -198,6 +268,7 @@ class Runner:
         ):
             cut = -1
         self.cache.truncate_after(cut)
+        self._detours.truncate_after(cut)
         for known in (self._magnitudes, self._norms):
             for b in [b for b in known if b > cut]:
                 del known[b]
@@ -209,23 +280,27 @@ class Runner:
         """Scales what is known up to the cut instead of computing it again, if that is right.
 
         It is, but for the eps of the norms and for rounding. Whether these matter is seen on the
-        first batch, which runs through the scaled layers.
+        first batch, or of a single one on its first sample, which runs through the scaled layers.
         """
         if self._exact_prefix or self._single:
-            return False  # of a single batch, the check would be the whole work
-        ids, deviation = self._ids[0], 0.0
+            return False  # the check would be the whole work
+        ids = self._ids[0][:1] if len(self._ids) == 1 else self._ids[0]
         with torch.no_grad(), self.model.outside():
             hidden = self.model.embed(ids)
+        differences = []
         for p in range(cut + 1):
             if p:
                 (hidden,) = self._through(p - 1, [hidden])
+            if p in self._norms:
+                before = self._norms[p][0][: len(ids)] * factor
+                differences.append((before, token_norms(hidden)))
             if p in self._magnitudes:
-                before, after = self._magnitudes[p][: len(ids)] * factor, summarise(hidden)[0].cpu()
-                deviation = max(deviation, float((after - before).norm() / after.norm()))
+                before = self._magnitudes[p][: len(ids)] * factor
+                differences.append((before, magnitudes(hidden).cpu()))
         kept = self.cache.get(cut)
         if kept is not None:
-            difference = (kept[0].float() * factor - hidden.float()).norm()
-            deviation = max(deviation, float(difference / hidden.float().norm()))
+            differences.append((kept[0][: len(ids)].float() * factor, hidden.float()))
+        deviation = max(float((x - y).norm() / y.norm()) for x, y in differences)
         deviation = float(self._group.gather(torch.tensor([deviation])).max())
         if not deviation <= PREFIX_TOLERANCE[hidden.dtype]:
             self.progress.say(
@@ -234,9 +309,9 @@ class Runner:
             )
             return False
         self.cache.scale(factor)
-        for p, norms in self._norms.items():
-            self._magnitudes[p] = self._magnitudes[p] * factor
-            self._norms[p] = [each * factor for each in norms]
+        self._detours.scale(factor)
+        self._magnitudes = {p: each * factor for p, each in self._magnitudes.items()}
+        self._norms = {p: [n * factor for n in norms] for p, norms in self._norms.items()}
         return True
 
     def _embed(self) -> list[torch.Tensor]:
@@ -258,11 +333,14 @@ class Runner:
         return out
 
     def _note(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
+        """Keeps the boundary, or what may be asked about it."""
         self.cache.put(boundary, batches)
+        if boundary not in self.cache.held:
+            self._measure(boundary, batches)
+
+    def _measure(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
         if boundary not in self._magnitudes:
-            found = [summarise(hidden) for hidden in batches]
-            self._magnitudes[boundary] = torch.cat([magnitude for magnitude, _ in found]).cpu()
-            self._norms[boundary] = [norms for _, norms in found]
+            self._magnitudes[boundary] = torch.cat([magnitudes(hidden) for hidden in batches]).cpu()
 
     def _sweep(
         self, first: int, last: int, description: str

@@ -30,16 +30,21 @@ def _pieces(hidden: torch.Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(sample, sample + 1), slice(start, start + step)
 
 
-def summarise(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over tokens of |h|, and the norm of each token: [n, t, d] -> [n, d], [n, t] float32."""
+def magnitudes(hidden: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of |h|: [n, t, d] -> [n, d] float32."""
     samples, tokens, channels = hidden.shape
-    magnitude = torch.zeros(samples, channels, dtype=torch.float32, device=hidden.device)
-    norms = torch.empty(samples, tokens, dtype=torch.float32, device=hidden.device)
+    total = torch.zeros(samples, channels, dtype=torch.float32, device=hidden.device)
     for piece in _pieces(hidden):
-        values = hidden[piece].float()
-        norms[piece] = torch.linalg.vector_norm(values, dim=2)
-        magnitude[piece[0]] += values.abs().sum(dim=1)
-    return magnitude / tokens, norms
+        total[piece[0]] += hidden[piece].float().abs().sum(dim=1)  # vector_norm is far slower
+    return total / tokens
+
+
+def token_norms(hidden: torch.Tensor) -> torch.Tensor:
+    """Euclidean norm of each token: [n, t, d] -> [n, t] float32."""
+    norms = torch.empty(hidden.shape[:2], dtype=torch.float32, device=hidden.device)
+    for piece in _pieces(hidden):
+        norms[piece] = torch.linalg.vector_norm(hidden[piece], dim=2, dtype=torch.float32)
+    return norms
 
 
 def cosine_sums(
@@ -66,7 +71,7 @@ def cosine_sums(
         ]
         return torch.stack(cosines).double().sum(dim=1)
     assert axis == "channels"
-    first, second = norms or (summarise(before)[1], summarise(after)[1])
+    first, second = norms or (token_norms(before), token_norms(after))
     lengths = first.clamp(min=_SMALLEST_NORM) * second.clamp(min=_SMALLEST_NORM)
     products = torch.empty_like(lengths)
     for piece in _pieces(before):
@@ -78,7 +83,7 @@ def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
     """Mean over samples and channels of ``after / before``.
 
     Args:
-        before: [n, d] float32, magnitudes of `summarise` at the boundary before a span.
+        before: [n, d] float32, `magnitudes` at the boundary before a span.
         after: [n, d] float32, the same at the boundary behind it.
 
     A channel that is zero on every token before the span has no ratio and is left out: it holds

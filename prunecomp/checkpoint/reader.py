@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from prunecomp.checkpoint import digests
 from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.index import CheckpointIndex, read_json
 from prunecomp.errors import CheckpointError, UnsupportedModelError
@@ -59,6 +60,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.index = CheckpointIndex(path)
         self.family = family.in_files(self.index)
         self._sha256: dict[str, str] = {}
+        self._stamps: dict[str, str] = {}
         self._check_depth()
         self.quantized: Quantized | None = None
         if quantization is not None:
@@ -153,11 +155,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def sha256(self) -> dict[str, str]:
         """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
-        unread = [path for path in self._hashed() if path.name not in self._sha256]
+        unread = [path for path in self._hashed() if self.known_sha256()[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            digests = list(pool.map(_file_sha256, unread))
-        self._sha256.update(zip((path.name for path in unread), digests, strict=True))
+            for path, digest in zip(unread, pool.map(_file_sha256, unread), strict=True):
+                self.learn_sha256(path.name, digest)
         return {path.name: self._sha256[path.name] for path in self._hashed()}
 
     def _hashed(self) -> list[Path]:
@@ -165,13 +167,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def known_sha256(self) -> dict[str, str | None]:
         """The same, of which the weight files' are None that nobody has computed yet."""
-        if CONFIG_FILE not in self._sha256:
+        if not self._stamps:
             self._sha256[CONFIG_FILE] = _file_sha256(self.path / CONFIG_FILE)
+            for path in self._hashed():
+                self._stamps[path.name] = digests.stamp(path)
+                if (known := digests.recall(path)) is not None:
+                    self._sha256[path.name] = known
         return {path.name: self._sha256.get(path.name) for path in self._hashed()}
 
     def learn_sha256(self, file: str, digest: str) -> None:
-        """Takes the digest of a file from whoever has read all of it anyway."""
+        """Takes the digest of a file from whoever has read all of it, after `known_sha256`."""
         self._sha256[file] = digest
+        digests.remember(self.path / file, digest, read_as=self._stamps[file])
 
 
 def _file_sha256(path: Path) -> str:

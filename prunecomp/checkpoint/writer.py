@@ -8,10 +8,12 @@ and edited tensors pass through memory in pieces, so memory use does not depend 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -29,9 +31,14 @@ from prunecomp.checkpoint.layout import (
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
 
-#: What is hashed and written side by side, so that it is read from disk only once.
 _WINDOW_BYTES = 64 << 20
-_PIECE_BYTES = 4 << 20  # of a source tensor; a multiple of every dtype's size
+#: Writing and hashing are at most so far apart, so that the second finds a file in memory.
+_LEAD_WINDOWS = 16
+#: So many windows are written at once: disks like to be asked for several things.
+_WRITERS = 4
+#: Of a source tensor; a multiple of every dtype's size. Blocks of this size are used again by the
+#: C library, where larger ones would be fetched from the system every time.
+_PIECE_BYTES = 512 << 10
 _CHUNK_BYTES = 1 << 20
 #: The kernel, or a file system, cannot copy between these two files by itself.
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
@@ -50,6 +57,16 @@ class _Job:
     @property
     def end(self) -> int:
         return self.start + self.nbytes
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of a source file, up to the end of the file where `end` is None; its jobs."""
+
+    file: Path
+    start: int
+    end: int | None
+    jobs: Sequence[_Job]
 
 
 def _jobs(directory: Path, shards: Sequence[Shard]) -> dict[Path, list[_Job]]:
@@ -98,15 +115,16 @@ def _pieces(jobs: Sequence[_Job]) -> Iterator[_Job]:
             )  # fmt: skip
 
 
-def _windows(jobs: Iterator[_Job]) -> Iterator[list[_Job]]:
-    window: list[_Job] = []
-    for job in jobs:
-        if window and job.end - window[0].start > _WINDOW_BYTES:
-            yield window
-            window = []
-        window.append(job)
-    if window:
-        yield window
+def _windows(jobs: Mapping[Path, Sequence[_Job]], files: Sequence[Path]) -> Iterator[_Window]:
+    """The jobs in the order in which they are done; all bytes of all files are in a window."""
+    for file in files:
+        start, window = 0, []
+        for job in _pieces(jobs.get(file, ())):
+            if window and job.end - start > _WINDOW_BYTES:
+                yield _Window(file, start, window[-1].end, window)
+                start, window = window[-1].end, []
+            window.append(job)
+        yield _Window(file, start, None, window)
 
 
 def _read(source: BinaryIO, start: int, buffer: memoryview) -> None:
@@ -158,33 +176,68 @@ def _edit(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
     _write(out, job.place, memoryview(value.contiguous().flatten().view(torch.uint8).numpy()))
 
 
-def _hash(source: BinaryIO, digest, start: int, end: int) -> None:
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    while start < end:
-        part = buffer[: end - start]
-        _read(source, start, part)
-        digest.update(part)
-        start += len(part)
+def _write_window(
+    window: _Window, on_written: Callable[[int], None], one_at_a_time: threading.Lock
+) -> None:
+    with window.file.open("rb", buffering=0) as source:
+        for job in window.jobs:
+            with job.target.open("r+b", buffering=0) as out:
+                if job.output is None:
+                    _copy(source, job, out)
+                elif job.output.edit.elementwise:
+                    _edit(source, job, out)
+                else:
+                    with one_at_a_time:
+                        _edit(source, job, out)
+            on_written(job.nbytes)
 
 
-def _write_from(
-    file: Path, jobs: Sequence[_Job], on_written: Callable[[int], None], *, hashed: bool
-) -> str:
-    """Does the jobs that read `file`; returns its SHA-256, or nothing where it is not `hashed`."""
-    digest, at = hashlib.sha256(), 0
-    with file.open("rb", buffering=0) as source, ThreadPoolExecutor(1) as pool:
-        for window in _windows(_pieces(jobs)):
-            reading = pool.submit(_hash, source, digest, at, window[-1].end) if hashed else None
-            for job in window:
-                with job.target.open("r+b", buffering=0) as out:
-                    (_copy if job.output is None else _edit)(source, job, out)
-                on_written(job.nbytes)
-            if reading is not None:
-                reading.result()
-                at = window[-1].end
-        if hashed:
-            _hash(source, digest, at, os.fstat(source.fileno()).st_size)
-    return digest.hexdigest() if hashed else ""
+class _Follower:
+    """Calls `do` for window after window in threads of its own, near the others."""
+
+    def __init__(
+        self, do: Callable[[_Window], None], windows: Sequence[_Window], *, threads: int = 1
+    ) -> None:
+        self._do, self._windows = do, windows
+        self._pool = ThreadPoolExecutor(threads)
+        self._asked: list[Future[None]] = []
+
+    def come_to(self, number: int) -> None:
+        """Lets it go on to window `number`; waits if it is too far behind."""
+        for window in self._windows[len(self._asked) : number + 1]:
+            self._asked.append(self._pool.submit(self._do, window))
+        if number >= _LEAD_WINDOWS:
+            self._asked[number - _LEAD_WINDOWS].result()
+
+    def finish(self) -> None:
+        """Waits until all is done."""
+        for one in self._asked:
+            one.result()
+
+    def close(self) -> None:
+        """Drops what is not begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _hashing(on_digest: Callable[[str, str], None]) -> Callable[[_Window], None]:
+    """What hashes window after window, and calls `on_digest` at the end of each file."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
+
+    def do(window: _Window) -> None:
+        nonlocal digest
+        with window.file.open("rb", buffering=0) as source:
+            size = os.fstat(source.fileno()).st_size
+            start, end = window.start, size if window.end is None else window.end
+            while start < end:
+                part = buffer[: end - start]
+                _read(source, start, part)
+                digest.update(part)
+                start += len(part)
+        if window.end is None:
+            found, digest = digest, hashlib.sha256()
+            on_digest(window.file.name, found.hexdigest())
+
+    return do
 
 
 def write_weights(
@@ -199,8 +252,8 @@ def write_weights(
 
     Args:
         on_written: called with a number of source bytes whenever so many are done.
-        on_digest: called with name and SHA-256 of each source file, once it is read; None does
-            not compute them.
+        on_digest: called in another thread with name and SHA-256 of each source file, once it is
+            read; what it raises is raised here. None does not compute them.
 
     Raises:
         CheckpointError: a source file has become shorter.
@@ -208,11 +261,29 @@ def write_weights(
     """
     for shard in shards:
         (directory / shard.name).write_bytes(shard.header)
-    jobs = _jobs(directory, shards)
-    for file in checkpoint.index.files:
-        digest = _write_from(file, jobs.get(file, []), on_written, hashed=on_digest is not None)
-        if on_digest is not None:
-            on_digest(file.name, digest)
+    windows = list(_windows(_jobs(directory, shards), checkpoint.index.files))
+    lock = threading.Lock()
+
+    def done(nbytes: int) -> None:
+        with lock:
+            on_written(nbytes)
+
+    write = functools.partial(_write_window, on_written=done, one_at_a_time=threading.Lock())
+    followers = [_Follower(write, windows, threads=_WRITERS)]
+    if on_digest is not None:
+        followers.append(_Follower(_hashing(on_digest), windows))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # there are enough threads
+    try:
+        for number in range(len(windows)):
+            for one in followers:
+                one.come_to(number)
+        for one in followers:
+            one.finish()
+    finally:
+        torch.set_num_threads(threads)
+        for one in followers:
+            one.close()
 
 
 def write_index(

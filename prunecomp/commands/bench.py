@@ -31,7 +31,6 @@ examples:
 DIR gets report.json, report.md, report.html, every raw sample (raw/) and all logs (logs/).
 Exit code 1: a model failed in a stage (the report has the rest); 4: a limit was missed.
 """
-CONCURRENCY = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16, 64, 128, 256)}
 BATCHES = {"cpu": (1, 4), "cuda": (1, 64)}
 
 
@@ -90,7 +89,8 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument("--prompt-file-output", type=count, default=128, metavar="N",
                       help="tokens to generate for its prompts (default: 128)")  # fmt: skip
     load.add_argument("--concurrency", type=_numbers(int, 1), metavar="N,...",
-                      help="requests in flight of the closed loop")  # fmt: skip
+                      help="requests in flight of the closed loop (default: 1, 2, 4, ... until "
+                      "that adds less than 10%% to the base's requests/s)")  # fmt: skip
     load.add_argument(
         "--request-rates", default="25%,50%,75%,90%", metavar="R,...",
         help="requests/s of the open loop; with %% of what the base reaches in the closed loop; or "
@@ -182,7 +182,7 @@ def _settings(args: argparse.Namespace, device: str) -> Any:
     accuracy = "accuracy" not in args.skip
     return Settings(
         seed=args.seed, repeats=args.repeats, warmup=max(0, args.warmup), mixes=tuple(mixes),
-        concurrency=args.concurrency or CONCURRENCY[device], request_rates=rates,
+        concurrency=args.concurrency or (), request_rates=rates,
         slo=Slo(args.slo_ttft_ms, args.slo_tpot_ms, args.slo_e2el_ms), engines=args.engines,
         engine_args=tuple(part for text in args.engine_arg for part in shlex.split(text)),
         tensor_parallel_size=args.tensor_parallel_size,

@@ -23,8 +23,8 @@ class Metric(Protocol):
             otherwise.
         block: True where one contiguous block is chosen at once; there is then one round.
 
-    One that asks for losses says ``logits = True``, and one that asks for gradients also
-    ``gradients = True``, so that their memory is counted.
+    So that their memory is counted, one that asks for losses says ``logits = True``, with
+    candidates left out also ``candidates = True``, and for gradients also ``gradients = True``.
     """
 
     summary: str

@@ -12,7 +12,7 @@ class Perplexity:
     """Calibration loss, in nats per token, of the model with the layer skipped; the lowest goes.
 
     Source: SLEB, arXiv 2402.09025, metric 3. Ranking by loss is ranking by perplexity. Each
-    candidate starts from its own boundary, so half of the layers are run on average. SLEB's code
+    candidate starts from its own boundary, or from a kept one in front of the last cut. SLEB's code
     spares the first and the last layer; use ``--protect-first 1 --protect-last 1`` for that.
     """
 
@@ -20,12 +20,14 @@ class Perplexity:
     protect = (0, 0)
     block = False
     logits = True
+    candidates = True
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int
     ) -> list[float]:
-        tracked = runner.progress.track(positions, "candidates", total=len(positions), unit="layer")
-        return [runner.loss(without=range(p, p + width), description="forward") for p in tracked]
+        left = plan.recipe.num_removed - len(plan.removed)
+        again = plan.recipe.strategy == "iterative" and left > width
+        return runner.losses_without([range(p, p + width) for p in positions], again=again)
 
 
 METRIC = Perplexity()

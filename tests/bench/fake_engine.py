@@ -30,6 +30,7 @@ class World:
         break_after: loads of a model, after which its server is dead.
         refused: models whose server does not come up.
         interrupt_after: loads after which the user presses Ctrl-C.
+        at_once: requests that a server works on at the same time without getting slower.
     """
 
     events: list[tuple] = field(default_factory=list)
@@ -38,6 +39,7 @@ class World:
     break_after: dict[str, int] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     interrupt_after: int | None = None
+    at_once: int = 1
 
     def server(self, directory: Path, **options: Any) -> Server:
         return Server(self, directory, options)
@@ -123,6 +125,8 @@ class Worker:
                 self.world.interrupt_after = None
                 raise KeyboardInterrupt
         document = requests(layers_of(str(server.directory)), count, made, drift(seed))
+        in_flight = int(option(arguments, "--max-concurrency") or 1)
+        document["duration"] /= min(in_flight, self.world.at_once)
         path = Path(option(arguments, "--result-dir")) / option(arguments, "--result-filename")
         path.write_text(json.dumps({**document, "generated_texts": ["x"] * count}))
         return {"done": True}

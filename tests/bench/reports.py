@@ -175,8 +175,11 @@ def _ceiling_and_summary(rows: list[Offline]) -> tuple[list[Ceiling], list[Summa
                 ("throughput, balanced, vllm", "throughput", 32, ratios["throughput"]),
             )
         ]
-        work = Work(Parts(15.2e6 * whole, 0, 2.1e6), Parts(30.4e6 * whole, 512, 4.2e6, 2e5 * whole))
-        ceilings.append(Ceiling(model, "base", work, tuple(points)))
+        base_work, work = (
+            Work(Parts(15.2e6 * k, 0, 2.1e6), Parts(30.4e6 * k, 512, 4.2e6, 2e5 * k))
+            for k in (1, whole)
+        )
+        ceilings.append(Ceiling(model, "base", work, base_work, tuple(points)))
         kept = 1 - 0.004 * removed**2
         summaries.append(Summary(model, removed, ratios, Estimate(kept, 0.012 + 0.002 * removed),
                                  0.14 + 0.86 * whole, DEPTH / (DEPTH - removed)))  # fmt: skip

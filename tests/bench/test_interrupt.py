@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while servers start: one line, exit code 130, no process left."""
+"""Ctrl-C and SIGTERM, while servers start and under load: one line, 130, no process left."""
 
 import signal
 import subprocess
@@ -17,28 +17,34 @@ import dataclasses, functools, sys
 import cli
 from bench.context import Tools
 from bench.server import Server
+from bench.worker import Worker
 from prunecomp.commands import bench
-server = functools.partial(Server, program=(sys.executable, {program!r}, "hangs"))
+server = functools.partial(Server, program=(sys.executable, {program!r}, {mode!r}))
+worker = lambda module, **options: Worker("tests.bench.hanging_load", **options)
+tools = Tools(server=server, worker=worker)
 original = bench._request
-bench._request = lambda args: dataclasses.replace(original(args), tools=Tools(server=server))
+bench._request = lambda args: dataclasses.replace(original(args), tools=tools)
 sys.exit(cli.main(["bench", {model!r}, {model!r}, "-o", {output!r}, "--skip", "offline,accuracy",
                    "--mix", "m=4:4"]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_servers_start(text_model, tmp_path, number):
+@pytest.mark.parametrize("mode", ["hangs", "serves"])
+def test_no_process_is_left(text_model, tmp_path, number, mode):
     output = tmp_path / "run"
     code = CODE.format(
-        program=fake_server.__file__, model=str(text_model), output=str(output)
+        program=fake_server.__file__, model=str(text_model), output=str(output), mode=mode
     )  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     logs = [output / "logs" / f"server-{name}.log" for name in ("base", "minus-0")]
+    if mode == "serves":  # then the load generator has been asked
+        logs.append(output / "logs" / "load.log")
     end = time.monotonic() + 120
-    while not all(log.exists() for log in logs):
+    while not all(log.exists() and "helper" in log.read_text() for log in logs):
         assert time.monotonic() < end
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

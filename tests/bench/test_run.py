@@ -41,7 +41,7 @@ def bench(models, tmp_path, monkeypatch, capsys):
     """``bench(world, *options)``: the command's code and stderr."""
     original = command._request
 
-    def run(world: World, *options: str, names=tuple(LAYERS), pages=False):
+    def run(world: World, *options: str, names=tuple(LAYERS), pages=False, usual=OPTIONS):
         if not pages:  # drawing the plots takes seconds
             monkeypatch.setattr("bench.report.html.render", lambda report: "")
 
@@ -50,7 +50,7 @@ def bench(models, tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(command, "_request", request)
         paths = [str(models[name]) for name in names]
-        code = cli.main(["bench", *paths, "-o", str(tmp_path / "out"), *OPTIONS, *options])
+        code = cli.main(["bench", *paths, "-o", str(tmp_path / "out"), *usual, *options])
         return code, capsys.readouterr().err
 
     return run
@@ -134,6 +134,42 @@ def test_rates_that_are_given(bench, tmp_path):
     assert sorted(rates) == pytest.approx(sorted([3.0, saturated / 2]), rel=1e-3)
     assert bench(World(), "--overwrite", "--request-rates", "none")[0] == 0
     assert {s.mode for s in read_report(tmp_path / "out").serving} == {"closed"}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_concurrency_goes_up_to_saturation(bench, tmp_path, alone):
+    """Five requests at once: 4 and 8 gain, 16 does not, and the rates follow from that."""
+    place = OPTIONS.index("--concurrency")
+    usual = OPTIONS[:place] + OPTIONS[place + 2 :]
+    world = World(at_once=5)
+    options = ["--request-rates", "50%", *["--one-at-a-time"] * alone]
+    assert bench(world, *options, usual=usual) == (0, "")
+    report = read_report(tmp_path / "out")
+    for name in LAYERS:
+        closed = [s for s in report.serving if (s.model, s.mix, s.mode) == (name, "even", "closed")]
+        assert [s.concurrency for s in closed] == [1, 2, 4, 8, 16]
+    rate = next(s.request_rate for s in report.serving if s.mode == "open" and s.mix == "even")
+    # at 16 in flight there are 4 requests for each, the last of which fails
+    assert rate == pytest.approx(0.5 * 63 * 5 / requests(8, 64, 5, 1.0)["duration"], rel=1e-3)
+    count = len(world.events)
+    assert bench(world, *options, "--resume", usual=usual)[0] == 0
+    assert not [e for e in world.events[count:] if e[0] in {"up", "load"}]
+    assert "doubled until" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_more_than_the_ideal_is_said(bench, tmp_path, monkeypatch):
+    """As where a disturbed base makes a pruned model look better than its counted work allows."""
+    monkeypatch.setattr("bench.ceiling.ideal", lambda *counts, stage, **more: {"decode": 1.2}.get(
+        stage, 4.0))  # fmt: skip
+    assert bench(World())[0] == 0
+    report = read_report(tmp_path / "out")
+    shares = [p.share_of_ideal for c in report.ceiling for p in c.points]
+    many = sum(share > 1.05 for share in shares)
+    assert 0 < many < len(shares)
+    assert any(
+        w.startswith(f"{many} speedups are more than 5% above the ideal, the first of minus-2: dec")
+        for w in report.warnings
+    )
 
 
 def test_one_at_a_time(bench, tmp_path):

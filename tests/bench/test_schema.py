@@ -67,6 +67,7 @@ def changed(edit):
         (lambda d: d["environment"].update(git=[]), "r.json.environment.git: must be"),
         (lambda d: d["summary"][0]["speedup"]["decode"].update(value=None),
          r"r.json.summary\[0\].speedup.decode.value: 'None' is not"),
+        (lambda d: d["summary"][0].update(model="x"), "r.json: summary tells of 'x'"),
         (lambda d: d.update(duration_s=float("inf")), "r.json.duration_s: 'inf' is not"),
     ],
 )  # fmt: skip

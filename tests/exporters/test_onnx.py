@@ -147,6 +147,35 @@ def test_onnx_runtime_finds_the_norms(exported, tmp_path):
     assert len(norms) == 2 * LAYERS + 1
 
 
+def test_the_engine_of_the_benchmark_generates_these_tokens(exported, pruned):
+    """What it is timed at is the greedy decoding of the model, with its cache."""
+    from bench.engines.base import Options
+    from bench.engines.onnxruntime import ENGINE
+
+    ENGINE.check(exported)
+    session = ENGINE.load(exported, Options(context=32, batch=2))
+    found, run = [], session._session.run
+
+    def watched(names, given):
+        result = run(names, given)
+        found.append((given["input_ids"].shape[1], result[0][:, -1].argmax(-1)))
+        return result
+
+    class Watched:
+        run = staticmethod(watched)
+
+    session._session = Watched()
+    ids = tiny_models.tokens(2, 7)
+    assert session.generate(ids.tolist(), 5) == 10
+    assert [length for length, _ in found] == [7, 1, 1, 1, 1]
+    expected = pruned.generate(
+        ids, attention_mask=torch.ones_like(ids), min_new_tokens=5, max_new_tokens=5,
+        do_sample=False, pad_token_id=0,
+    )  # fmt: skip
+    tokens = np.stack([best for _, best in found], axis=1)
+    assert tokens.tolist() == expected[:, 7:].tolist()
+
+
 def test_same_greedy_tokens_as_transformers(exported, pruned):
     ids, mask = padded_prompts()
     wanted = pruned.generate(

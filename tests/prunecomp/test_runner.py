@@ -10,8 +10,10 @@ import torch
 from prunecomp.calibration import losses
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
 from prunecomp.calibration.data import CalibrationSet, TextSource
+from prunecomp.calibration.detours import Detours, bytes_on_device
 from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.view import PlannedModel
+from prunecomp.calibration.weights import Weights
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.metrics import METRICS
@@ -140,6 +142,59 @@ def test_downstream_fold_leaves_the_prefix_as_it_is(choose):
         runner.cache.truncate_after(-1)
         runner._magnitudes.clear()
         assert torch.equal(runner.magnitude(boundary), base.magnitude(boundary))
+
+
+def test_candidates_go_only_where_they_have_not_been(choose):
+    """In the second round, those in front of the first cut start at it."""
+    plan, passes, _ = choose("qwen2", "ppl")
+    cuts = [r.removed[0] for r in plan.rounds]
+    cut, second = cuts[0], cuts[1] - (cuts[1] > cuts[0])
+    stream, candidates = max(7, cut + 1), sum(7 - p for p in range(8))
+    again = max(6, second + 1) - cut
+    candidates_again = sum(7 - max(cut, p + 1) for p in range(7))
+    assert passes == stream + candidates + again + candidates_again
+
+
+@pytest.mark.parametrize("ways", [0, 2, 7, 20])
+def test_candidates_that_share_a_layer_change_no_bit(ways, choose, monkeypatch):
+    """From files, a layer is read once for as many as there is memory for."""
+    reads = []
+    take = Weights._take
+    monkeypatch.setattr(Weights, "_take", lambda self, part: reads.append(part) or take(self, part))
+    whole, _, _ = choose("qwen2", "ppl")
+    budget = CacheBudget((9 + ways) * BOUNDARY_BYTES)
+    found, _, _ = choose("qwen2", "ppl", resident=False, cache=budget)
+    assert found.rounds == whole.rounds
+    if ways >= 8:
+        # 8 once for the stream, 7 for all candidates, and of the 7 that are left the same
+        assert len([part for part in reads if part >= 0]) <= 1 + 8 + 7 + 7 + 6
+
+
+@pytest.mark.parametrize("budget", [0, 300, 800, 1300, 2200, 3600, 10_000])
+@pytest.mark.parametrize("width", [1, 2])
+def test_detours_keep_to_their_budget(width, budget):
+    """What is held is what the estimate of memory counts, and within the budget."""
+    sizes = {"boundaries": 9, "bytes_per_boundary": 100}
+    detours = Detours(**sizes, budget=CacheBudget(budget))
+    spans = [range(p, p + width) for p in range(9 - width)]
+    put = {}
+    for span in spans:
+        assert detours.reached(span) == span.stop
+        assert detours.get(span) is None
+        for boundary in range(span.stop + 1, 9):
+            put[span, boundary] = [torch.tensor(float(boundary))]
+            detours.put(span, boundary, put[span, boundary])
+    held = sum(len(way.held) for way in detours._ways.values()) * 100
+    counted = bytes_on_device(**sizes, budget=CacheBudget(budget), width=width)
+    assert held == counted <= budget
+    assert budget < 10_000 or held == 100 * len(put)
+    detours.truncate_after(6)
+    detours.scale(2.0)
+    for span in spans:
+        reached, found = detours.reached(span), detours.get(span)
+        assert reached <= max(6, span.stop)
+        if found is not None:
+            assert float(found[0]) == 2.0 * reached
 
 
 def _left(plan, rounds: int) -> list[int]:
