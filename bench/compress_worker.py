@@ -12,7 +12,7 @@ import torch
 
 from bench.naive import prune
 from prunecomp.calibration.data import CalibrationSet, TextSource
-from prunecomp.calibration.runner import BATCH_TOKENS, Runner
+from prunecomp.calibration.runner import Runner, default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
@@ -69,7 +69,8 @@ def plain(model, ids: torch.Tensor, case: dict[str, Any]) -> dict[str, Any]:
     """One forward with logits over all samples, alone and in batches; the faster one."""
     times = {}
     model(input_ids=ids[:1], use_cache=False)
-    for size in {1, max(1, min(len(ids), BATCH_TOKENS // ids.shape[1]))}:
+    ours = default_batch(torch.device(case["device"]).type, ids.shape[1])
+    for size in {1, min(len(ids), ours), min(len(ids), 8)}:
         start = _clock(case["device"])
         for batch in ids.split(size):
             model(input_ids=batch, use_cache=False)

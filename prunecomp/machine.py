@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
-from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.runner import Runner, default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint
@@ -42,19 +42,19 @@ def estimate_memory(
         UsageError: it cannot be done within ``--max-memory``.
     """
     metric, dtype = METRICS.get(recipe.metric), DTYPES[recipe.dtype]
-    width = checkpoint.family.removal_unit
+    width, device = checkpoint.family.removal_unit, resolve_device(recipe.device)
     return estimate(
         model,
         Workload(
             samples=samples, seq_len=seq_len, evaluation_samples=evaluation_samples,
-            batch_size=request.batch_size, block=metric.block,
+            batch_size=request.batch_size or default_batch(device.type, seq_len), block=metric.block,
             gradients=getattr(metric, "gradients", False),
             logits=request.evaluation != "none" or getattr(metric, "logits", False),
             candidates=width if getattr(metric, "candidates", False) else 0,
             again=recipe.strategy == "iterative" and recipe.num_removed > width,
         ),
         uses=part_uses(model, checkpoint, dtype),
-        device=resolve_device(recipe.device), dtype=dtype, depth=checkpoint.num_hidden_layers,
+        device=device, dtype=dtype, depth=checkpoint.num_hidden_layers,
         limit=None if request.max_memory is None else parse_bytes(request.max_memory),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from torch import nn
 from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
 from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
-from prunecomp.calibration.runner import BATCH_TOKENS, candidates_at_once
+from prunecomp.calibration.runner import candidates_at_once
 from prunecomp.calibration.weights import OUTSIDE, part_of
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
@@ -49,7 +49,7 @@ class Workload:
         samples: of the calibration text.
         seq_len: tokens per sample.
         evaluation_samples: of the evaluation text; 0 where there is none.
-        batch_size: samples per batch; None for the default.
+        batch_size: samples per batch.
         block: whether the metric compares boundaries that are a block of layers apart.
         gradients: whether the metric asks for gradients.
         logits: whether anything asks for losses.
@@ -60,7 +60,7 @@ class Workload:
     samples: int
     seq_len: int
     evaluation_samples: int = 0
-    batch_size: int | None = None
+    batch_size: int = 1
     block: bool = False
     gradients: bool = False
     logits: bool = True
@@ -70,7 +70,7 @@ class Workload:
     @property
     def batch(self) -> int:
         """Samples per batch, as `Runner` cuts them."""
-        return min(self.samples, self.batch_size or max(1, BATCH_TOKENS // self.seq_len))
+        return min(self.samples, self.batch_size)
 
 
 @dataclass(frozen=True)

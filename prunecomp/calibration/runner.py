@@ -25,8 +25,8 @@ from prunecomp.errors import NumericError
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
 
-#: Tokens that go through a layer at once.
-BATCH_TOKENS = 4096
+#: Tokens that go through a layer at once, by type of device: on a CPU, what its caches hold.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 #: How far a scaled stream may be, relative to its norm, from what scaled weights give. In half
 #: precision, the weights of each round are rounded anew.
 PREFIX_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -47,6 +47,11 @@ def _mean(sums: torch.Tensor, terms: int) -> float:
             "the hidden states or losses are not finite; use --dtype bfloat16 or float32"
         )
     return value
+
+
+def default_batch(device: str, seq_len: int) -> int:
+    """Samples of `seq_len` tokens in a batch on that type of device."""
+    return max(1, BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"]) // seq_len)
 
 
 def candidates_at_once(
@@ -83,7 +88,7 @@ class Runner:
         self.model, self.progress, self._exact_prefix = model, progress, exact_prefix
         ids = calibration.input_ids.to(model.device)
         self._group = group
-        self._ids = group.share(ids, batch_size or max(1, BATCH_TOKENS // ids.shape[1]))
+        self._ids = group.share(ids, batch_size or default_batch(ids.device.type, ids.shape[1]))
         self._single = int(group.gather(torch.tensor([len(self._ids)])).max()) == 1
         first = self._embed()
         sizes = {
