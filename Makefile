@@ -18,7 +18,7 @@ TINY := examples/tiny-python-lm
 MODEL ?= $(TINY)
 PRUNED ?=
 REMOVED ?= 2 4 6
-TINY_LOAD := --mix balanced=64:24x8 --mix prefill-heavy=192:4x8 --mix decode-heavy=16:48x8 --concurrency 1,4,8 --request-rates 50%,90% --limit 100
+TINY_LOAD := --mix balanced=48:16x6 --mix prefill-heavy=192:4x6 --mix decode-heavy=16:24x6 --concurrency 1,8 --request-rates 50%,90% --limit 100
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check

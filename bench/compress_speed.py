@@ -6,7 +6,8 @@
 
 Every measurement is a process of its own, on the same model, tokens and threads; the kinds take
 turns, and medians are compared. Times are without loading. `plain` is the fastest of one sample at
-a time, our batch size, and 8 samples at a time. The naive taylor runs in float32, as published; all else in ``--dtype``.
+a time, our batch size, and 8 samples at a time. The naive taylor runs in float32, as published; all
+else in ``--dtype``.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def estimate_memory(
         model,
         Workload(
             samples=samples, seq_len=seq_len, evaluation_samples=evaluation_samples,
-            batch_size=request.batch_size or default_batch(device.type, seq_len), block=metric.block,
+            batch_size=request.batch_size or default_batch(device.type, seq_len),
+            block=metric.block,
             gradients=getattr(metric, "gradients", False),
             logits=request.evaluation != "none" or getattr(metric, "logits", False),
             candidates=width if getattr(metric, "candidates", False) else 0,
