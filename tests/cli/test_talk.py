@@ -138,7 +138,8 @@ def test_terminal(warm, model, text, elsewhere, tmp_path):
     os.close(master)
     assert code == 0
     assert json.loads(run.out.read_text())["written"]
-    assert re.search(rb"candidates: +\d+%.*\d/6 \[\d\d:\d\d<\d\d:\d\d", shown)
+    # of 6 layers, candidate p goes through the 5 - p behind it, with 100 batches
+    assert re.search(rb"candidates: +\d+%.*\d/1500 \[\d\d:\d\d<\d\d:\d\d", shown)
     assert re.search(rb"writing: ", shown)
     assert b"\x1b[A" in shown or b"\r" in shown
 
