@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.script import script
 from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.runner import Runner
@@ -243,7 +244,8 @@ def run_study(study: Study, depths: Sequence[int], trials: int) -> dict[str, Any
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
+@script
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bench.ablation", description=__doc__.split("\n\n")[0])
     parser.add_argument("model", type=Path)
@@ -263,23 +265,19 @@ def main(argv: list[str] | None = None) -> int:
         layers=max(depths), samples=args.samples, seq_len=args.seq_len, seed=args.seed,
         device=args.device, dtype=args.dtype,
     )  # fmt: skip
-    try:
-        study = Study(
-            Checkpoint(args.model), request, Progress(quiet=args.quiet),
-            evaluation_samples=args.evaluation_samples,
+    study = Study(
+        Checkpoint(args.model), request, Progress(quiet=args.quiet),
+        evaluation_samples=args.evaluation_samples,
+    )  # fmt: skip
+    report = run_study(study, depths, args.trials)
+    print(table(report), powers_table(report), sep="\n\n")
+    if args.output:
+        old = args.output.read_text(encoding="utf-8") if args.output.exists() else ""
+        write_text(args.output, document(report, old), overwrite=True)
+        write_text(
+            args.output.with_suffix(".json"), json.dumps(report, indent=1) + "\n",
+            overwrite=True,
         )  # fmt: skip
-        report = run_study(study, depths, args.trials)
-        print(table(report), powers_table(report), sep="\n\n")
-        if args.output:
-            old = args.output.read_text(encoding="utf-8") if args.output.exists() else ""
-            write_text(args.output, document(report, old), overwrite=True)
-            write_text(
-                args.output.with_suffix(".json"), json.dumps(report, indent=1) + "\n",
-                overwrite=True,
-            )  # fmt: skip
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     return 0
 
 

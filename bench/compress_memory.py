@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compress_speed import add_part, printed_and_peak
+from bench.script import script
 from prunecomp.errors import PruneCompError
 from prunecomp.progress import Progress
 
@@ -147,7 +148,8 @@ def measure(name: str, args: argparse.Namespace, progress: Progress) -> dict[str
     return row
 
 
-def main(argv: list[str] | None = None) -> int:
+@script
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="bench.compress_memory", description=__doc__,
@@ -165,15 +167,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where checkpoints are made")
     parser.add_argument("--output", type=Path, help="JSON file to write, or to add rows to")
     args = parser.parse_args(argv)
-    try:
-        rows = [measure(name, args, Progress()) for name in args.shape]
-        print(json.dumps(rows, indent=1))
-        if args.output:
-            old = json.loads(args.output.read_text()) if args.output.exists() else {}
-            add_part(args.output, {"memory": [*old.get("memory", []), *rows]})
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    rows = [measure(name, args, Progress()) for name in args.shape]
+    print(json.dumps(rows, indent=1))
+    if args.output:
+        old = json.loads(args.output.read_text()) if args.output.exists() else {}
+        add_part(args.output, {"memory": [*old.get("memory", []), *rows]})
     return 0
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.script import script
 from prunecomp.checkpoint.output import write_text
 from prunecomp.errors import PruneCompError
 from prunecomp.pipeline import versions
@@ -230,30 +231,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@script
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures; returns the exit code."""
     args = _parser().parse_args(argv)
     case, progress = _case(args), Progress(quiet=args.quiet)
-    try:
-        if args.scaling:
-            part = {"scaling": scaling(case, args.repeats, progress)}
-            plot(part["scaling"], args.scaling)
-            print(json.dumps(part["scaling"], indent=1))
-        else:
-            made = f"made {args.layers} x {args.hidden_size}"
-            model = made if args.model is None else args.model.name
-            name = f"{args.device} {model} {args.samples}x{args.seq_len}"
-            comparison = compare(case, args.metrics, args.repeats, progress)
-            part = {f"comparison, {name}": comparison}
-            print(table(comparison))
-        if args.output:
-            report = add_part(args.output, part)
-            if args.document:
-                old = args.document.read_text(encoding="utf-8")
-                write_text(args.document, document(report, old), overwrite=True)
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if args.scaling:
+        part = {"scaling": scaling(case, args.repeats, progress)}
+        plot(part["scaling"], args.scaling)
+        print(json.dumps(part["scaling"], indent=1))
+    else:
+        made = f"made {args.layers} x {args.hidden_size}"
+        model = made if args.model is None else args.model.name
+        name = f"{args.device} {model} {args.samples}x{args.seq_len}"
+        comparison = compare(case, args.metrics, args.repeats, progress)
+        part = {f"comparison, {name}": comparison}
+        print(table(comparison))
+    if args.output:
+        report = add_part(args.output, part)
+        if args.document:
+            old = args.document.read_text(encoding="utf-8")
+            write_text(args.document, document(report, old), overwrite=True)
     return 0
 
 

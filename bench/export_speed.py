@@ -34,8 +34,9 @@ from typing import Any
 
 import psutil
 
+from bench.script import script
 from prunecomp.checkpoint.output import write_text
-from prunecomp.errors import PruneCompError, UsageError
+from prunecomp.errors import UsageError
 from prunecomp.manifest import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -349,7 +350,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
+@script
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures; returns 0, 4 where a limit is not kept, else as `cli.py`."""
     parser = argparse.ArgumentParser(prog="bench.export_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -359,14 +361,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--warm", action="store_true", help="leave the input in the page cache")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="some of the cases")
     args = parser.parse_args(argv)
-    try:
-        report = run(args)
-        print(table(report))
-        if args.output:
-            write_text(args.output, json.dumps(report, indent=1) + "\n", overwrite=True)
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report = run(args)
+    print(table(report))
+    if args.output:
+        write_text(args.output, json.dumps(report, indent=1) + "\n", overwrite=True)
     return 0 if report["within_limits"] else 4
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.script import script
 from prunecomp.checkpoint.output import output_directory
-from prunecomp.errors import PruneCompError
 
 #: config.json of Llama-3-8B.
 LLAMA_3_8B: dict[str, Any] = {
@@ -51,7 +52,8 @@ def write_shape(directory: Path, config: dict[str, Any], *, removed: int, overwr
         )
 
 
-def main(argv: list[str] | None = None) -> int:
+@script
+def main(argv: Sequence[str] | None = None) -> int:
     """Writes ``DIR/base`` and ``DIR/minus-N``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bench.gpu_shape", description=__doc__.split("\n\n")[0])
     parser.add_argument("directory", type=Path)
@@ -60,14 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
     config = json.loads(args.config.read_text(encoding="utf-8")) if args.config else LLAMA_3_8B
-    try:
-        for removed in args.removed:
-            name = f"minus-{removed}" if removed else "base"
-            write_shape(args.directory / name, config, removed=removed, overwrite=args.overwrite)
-            print(args.directory / name)
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for removed in args.removed:
+        name = f"minus-{removed}" if removed else "base"
+        write_shape(args.directory / name, config, removed=removed, overwrite=args.overwrite)
+        print(args.directory / name)
     return 0
 
 

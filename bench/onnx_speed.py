@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import environment
+from bench.script import script
 from bench.statistics import speedup, spread
 from prunecomp.checkpoint.output import write_text
-from prunecomp.errors import PruneCompError, UsageError
+from prunecomp.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_VERSION = 1
@@ -293,17 +294,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints the table, and writes the JSON file."""
     args = _arguments(argv)
-    try:
-        report = run(args)
-        print(table(report))
-        if args.output:
-            write_text(args.output, json.dumps(report, indent=1) + "\n", overwrite=True)
-    except PruneCompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report = run(args)
+    print(table(report))
+    if args.output:
+        write_text(args.output, json.dumps(report, indent=1) + "\n", overwrite=True)
     return 0
 
 

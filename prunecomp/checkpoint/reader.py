@@ -155,7 +155,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def sha256(self) -> dict[str, str]:
         """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
-        unread = [path for path in self._hashed() if self.known_sha256()[path.name] is None]
+        known = self.known_sha256()
+        unread = [path for path in self._hashed() if known[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
         with ThreadPoolExecutor(max_workers=4) as pool:
             for path, digest in zip(unread, pool.map(_file_sha256, unread), strict=True):
