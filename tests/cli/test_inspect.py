@@ -205,7 +205,7 @@ def test_memory_is_what_compress_then_uses(tmp_path):
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=8,
         num_key_value_heads=4, vocab_size=32000, max_position_embeddings=512,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
