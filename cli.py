@@ -7,12 +7,16 @@ stdout carries the result and nothing else; stderr carries talk and progress. Th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from prunecomp.commands import COMMANDS, in_order
+from prunecomp.commands.base import Command
 from prunecomp.console import explain, interruptible, silence_libraries
-from prunecomp.distributed import has_the_word, is_first
+from prunecomp.distributed import has_the_word, is_first, joined
 from prunecomp.progress import Progress
 
 EXIT_CODES = """\
@@ -45,6 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(command: Command, args: argparse.Namespace) -> int:
+    """Runs it, in as many of the processes that torchrun has started as are of use."""
+    if command.shared:
+        with joined():
+            return command.run(args, Progress(quiet=args.quiet or not is_first()))
+    return command.run(args, Progress(quiet=args.quiet)) if is_first() else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code listed in ``--help``."""
     args = build_parser().parse_args(argv)
@@ -52,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         silence_libraries(progress=args.quiet)
     try:
         with interruptible():
-            return COMMANDS.get(args.command).run(
-                args, Progress(quiet=args.quiet or not is_first())
-            )
+            return _run(COMMANDS.get(args.command), args)
     except (Exception, KeyboardInterrupt) as error:
         expected = explain(
             error, output=getattr(args, "output", None), resume=getattr(args, "resume", None)
@@ -67,5 +77,18 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
+def run() -> NoReturn:
+    """`main`, and the end of the process at once: taking torch and transformers down lasts seconds.
+
+    Whatever needs an orderly end has had it when `main` returns.
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # results are flushed already, see `print_result`
+                stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

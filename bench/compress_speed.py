@@ -243,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         made = f"made {args.layers} x {args.hidden_size}"
         model = made if args.model is None else args.model.name
-        name = f"{args.device} {model} {args.samples}x{args.seq_len}"
+        some = "" if set(args.metrics) == set(METRICS) else f" {' '.join(args.metrics)}"
+        name = f"{args.device} {model} {args.samples}x{args.seq_len}{some}"
         comparison = compare(case, args.metrics, args.repeats, progress)
         part = {f"comparison, {name}": comparison}
         print(table(comparison))

@@ -27,6 +27,7 @@ from bench.environment import environment
 from bench.script import script
 from bench.statistics import speedup, spread
 from prunecomp.checkpoint.output import write_text
+from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,13 +190,19 @@ def _optimum_versions() -> dict[str, str]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Exports, measures, and returns the report."""
-    config = json.loads((args.pruned / "config.json").read_text(encoding="utf-8"))
+    """Exports, measures, and returns the report.
+
+    Raises:
+        CheckpointError: a directory is no model.
+        UsageError: a graph cannot be made.
+    """
+    vocabulary = Checkpoint(args.pruned).config["vocab_size"]
+    Checkpoint(args.base)  # both are there, before anything is exported
     with tempfile.TemporaryDirectory(prefix="onnx-speed-") as name:
         made, missing = _make(args, Path(name))
         graphs = {exported.name: Graph(exported, args.threads) for exported in made}
         print("measuring", file=sys.stderr)
-        found = measure(graphs, config["vocab_size"], args)
+        found = measure(graphs, vocabulary, args)
         described = {
             exported.name: {
                 "export_s": exported.seconds,

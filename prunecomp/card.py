@@ -91,13 +91,18 @@ def _front_matter(origin: Origin, library: str, tags: Sequence[str]) -> str:
     return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", "", ""])
 
 
+def _public(name: str) -> str:
+    """Without the folders of the machine that it was made on, which are nobody's business."""
+    return re.sub(r"(^|\()/.*/", r"\1", name)  # "/a/b.txt", "calibration (/a/b.txt)"
+
+
 def _perplexity(plan: PrunePlan) -> str:
     if not plan.perplexity:
         return "Not measured at this depth."
     lines = ["| text | base | pruned |", "|---|---:|---:|"]
     for text, values in plan.perplexity.items():
         pruned = f"{values['pruned']:.3f}" if "pruned" in values else "not measured at this depth"
-        lines.append(f"| {text} | {values['base']:.3f} | {pruned} |")
+        lines.append(f"| {_public(text)} | {values['base']:.3f} | {pruned} |")
     lines.append("")
     lines.append(
         "Calibration text is what the layers and factors were chosen on, so its figure flatters."
@@ -133,7 +138,7 @@ def model_card(
     matter = _front_matter(origin, library, ["prunecomp", "depth-pruning", *tags])
     return matter + _TEMPLATE.format(
         title=title,
-        name=plan.source.name,
+        name=_public(plan.source.name),
         model_type=plan.source.model_type,
         kind=kind,
         again=again,
@@ -145,7 +150,7 @@ def model_card(
         strategy=recipe.strategy,
         compensation=recipe.compensation + folded,
         calibration=(
-            f"{calibration.source}, {calibration.samples} x {calibration.seq_len} tokens, "
+            f"{_public(calibration.source)}, {calibration.samples} x {calibration.seq_len} tokens, "
             f"seed {calibration.seed}"
         ),
         sizes=_sizes(parameters, nbytes),

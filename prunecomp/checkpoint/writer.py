@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,9 @@ _WRITERS = 4
 #: C library, where larger ones would be fetched from the system every time.
 _PIECE_BYTES = 512 << 10
 _CHUNK_BYTES = 1 << 20
+#: Seconds after which Python passes from one busy thread to another: by default so long that its
+#: loading of packages holds up the threads here, who ask for a turn several times per piece.
+_TURN_S = 1e-4
 #: The kernel, or a file system, cannot copy between these two files by itself.
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
@@ -272,8 +276,9 @@ def write_weights(
     followers = [_Follower(write, windows, threads=_WRITERS)]
     if on_digest is not None:
         followers.append(_Follower(_hashing(on_digest), windows))
-    threads = torch.get_num_threads()
+    threads, turn_s = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(1)  # there are enough threads
+    sys.setswitchinterval(_TURN_S)
     try:
         for number in range(len(windows)):
             for one in followers:
@@ -282,6 +287,7 @@ def write_weights(
             one.finish()
     finally:
         torch.set_num_threads(threads)
+        sys.setswitchinterval(turn_s)
         for one in followers:
             one.close()
 

@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     plan = read_plan(args.plan)
     if args.rounds is not None:
         plan = plan.prefix(args.rounds)
-    checkpoint = open_model(args.model)
+    checkpoint = open_model(args.model, ahead=not args.dry_run)
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         check_source(checkpoint, plan)

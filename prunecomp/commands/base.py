@@ -30,6 +30,7 @@ class Command:
         add: adds its arguments; ``--json``, ``--quiet`` and ``--debug`` are there already.
         run: does it, and returns the exit code. Errors are raised, see `prunecomp.errors`.
         examples: the end of its own ``--help``.
+        shared: the processes of torchrun do it together; any other is done by the first alone.
     """
 
     place: int
@@ -37,6 +38,7 @@ class Command:
     add: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Progress], int]
     examples: str
+    shared: bool = False
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
@@ -48,12 +50,21 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None
     )
 
 
-def open_model(model: str) -> Checkpoint:
-    """The checkpoint that a user names, fetched from the hub where it is there."""
-    from prunecomp.checkpoint.reader import Checkpoint
+def open_model(model: str, *, ahead: bool = False) -> Checkpoint:
+    """The checkpoint that a user names, fetched from the hub where it is there.
+
+    Args:
+        ahead: its weights will be read at once, from the front.
+    """
+    from prunecomp.checkpoint.ahead import read_ahead
     from prunecomp.hub import local_directory
 
-    return Checkpoint(local_directory(model))
+    directory = local_directory(model)
+    if ahead:
+        read_ahead(directory)
+    from prunecomp.checkpoint.reader import Checkpoint  # loads torch
+
+    return Checkpoint(directory)
 
 
 def print_document(

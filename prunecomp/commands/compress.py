@@ -11,7 +11,7 @@ from prunecomp.commands._request import (
     request_of,
 )
 from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model
-from prunecomp.distributed import is_first, joined
+from prunecomp.distributed import is_first
 from prunecomp.progress import Progress
 
 EXAMPLES = """\
@@ -29,11 +29,6 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
-    with joined():
-        return _compress(args, progress)
-
-
-def _compress(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
 
@@ -61,4 +56,5 @@ COMMAND = Command(
     _add,
     _run,
     EXAMPLES,
+    shared=True,
 )

@@ -163,7 +163,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         check_upload(args.push_to_hub)
     elif args.private:
         raise UsageError("--private is about the repository of --push-to-hub; add that")
-    checkpoint = open_model(args.model)
+    checkpoint = open_model(args.model, ahead=not args.dry_run)
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         _dry_run(args, checkpoint, plan)

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
 from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
-from prunecomp.distributed import is_first, joined
+from prunecomp.distributed import is_first
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 
@@ -54,11 +54,6 @@ def _check_files(args: argparse.Namespace, model: Path) -> bool:
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
-    with joined():
-        return _plan(args, progress)
-
-
-def _plan(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.calibration.data import save_tokens
     from prunecomp.checkpoint.output import output_file
@@ -100,4 +95,5 @@ COMMAND = Command(
     _run,
     "examples:\n  cli.py plan MODEL --layers 6 -o plan.json\n"
     "  torchrun --nproc-per-node 4 cli.py plan MODEL --layers 6 -o plan.json",
+    shared=True,
 )

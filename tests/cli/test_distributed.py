@@ -14,12 +14,27 @@ from tests.cli.support import REPOSITORY, one_line
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+#: The second process fails in the middle, and only that one.
+ONE_FAILS = """
+import os, sys
+sys.path.insert(0, {repository!r})
+import cli
+from prunecomp.calibration.runner import Runner
+from prunecomp.errors import PruneCompError
+def fail(*arguments, **options):
+    {how}
+if os.environ["RANK"] == "1":
+    Runner.advance = fail
+sys.exit(cli.main())
+"""
+
+
 @pytest.fixture
 def torchrun(tmp_path):
     """``torchrun("plan", ...)``: (exit code, stdout, what our processes said on stderr)."""
 
-    def run(*arguments):
-        command = [sys.executable, *LAUNCH, REPOSITORY / "cli.py", *map(str, arguments)]
+    def run(*arguments, script=REPOSITORY / "cli.py"):
+        command = [sys.executable, *LAUNCH, script, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         ended = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
@@ -64,3 +79,33 @@ def test_one_line_says_what_is_wrong(torchrun, model, small, tmp_path):
     assert out == ""
     assert "1 samples for 2 processes" in one_line(err)
     assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise PruneCompError('its disk is full')", "its disk is full"),
+        ("os.kill(os.getpid(), 9)", None),  # by whom memory had run out for
+    ],
+    ids=["error", "killed"],
+)
+def test_one_process_fails_alone(how, said, torchrun, model, small, tmp_path):
+    """The other one does not wait for it, and nothing is written."""
+    (tmp_path / "main.py").write_text(ONE_FAILS.format(repository=str(REPOSITORY), how=how))
+    code, out, err = torchrun(
+        "plan", model, "-q", "-o", tmp_path / "plan.json", "--layers", 2, *small, "--samples", 4,
+        script=tmp_path / "main.py",
+    )  # fmt: skip
+    assert code != 0
+    assert out == ""
+    if said:
+        assert said in one_line(err)
+    else:
+        assert one_line(err)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_what_cannot_be_shared_is_done_once(torchrun, model):
+    code, out, err = torchrun("inspect", model, "--json", "-q")
+    assert (code, err) == (0, "")
+    assert json.loads(out)

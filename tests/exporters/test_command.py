@@ -142,6 +142,8 @@ def test_plan_of_a_compressed_model_is_carried_over(run, model, plan_file, tmp_p
     assert manifest(out)["plan"] == manifest(small)["plan"]
     assert (out / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
     assert "3 of its 8 decoder layers removed" in (out / "README.md").read_text()
+    cards = [(directory / "README.md").read_text() for directory in (small, out)]
+    assert str(tmp_path.parent) not in "".join(cards)
     again = tmp_path / "again"
     assert run("export", model, "--plan", plan_file, "-o", again)[0] == 0
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.cli.support import REPOSITORY, largest_file
 from tests.oracles import tiny_models
 
 LAYERS = 2
+#: Each takes most of the time of an export.
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +295,46 @@ def test_an_opset_that_cannot_be_written_is_refused_at_once(opset, model, tmp_pa
     assert code == 2
     assert f"--opset {opset}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "beside", "part"),
+    [("fp32", False, 0.5), ("fp32", True, 0.5), ("int8", False, 0.95), ("int8", False, 0.1)],
+    ids=["graph", "weights beside it", "graph to quantise", "quantised graph"],
+)
+def test_a_full_disk_leaves_nothing(
+    precision, beside, part, model, exported, tmp_path, monkeypatch, capsys
+):
+    import cli
+    from exporters import _onnx_graph
+
+    if beside:
+        monkeypatch.setattr(_onnx_graph, "EXTERNAL_ABOVE_BYTES", 10_000)
+    limit = int((exported / "model.onnx").stat().st_size * part)
+    with largest_file(limit):
+        code = cli.main(["export", str(model), "--format", "onnx", "--precision", precision,
+                         "-q", "-o", str(tmp_path / "out")])  # fmt: skip
+    assert code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "space" in said  # numpy, who writes the file beside, does not say why it cannot
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(model, exported, tmp_path):
+    """Under its name there is a whole graph or none; 50 times, and what follows, in test_export."""
+    out = tmp_path / "out"
+    command = [sys.executable, REPOSITORY / "cli.py", "export", model, "--format", "onnx"]
+    command += ["-o", out]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    whole = (out / "model.onnx").read_bytes()
+    for seed in range(KILLS):
+        shutil.rmtree(out, ignore_errors=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.Random(seed).uniform(seconds / 3, seconds))
+        process.kill()
+        process.wait()
+        assert not out.exists() or (out / "model.onnx").read_bytes() == whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,3 +287,24 @@ def test_a_short_write_is_an_error(tiny_directory, tmp_path, hand_plan):
             write(source, tmp_path / "out", plan)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("most", [10 << 20, 1 << 30])
+def test_reading_ahead(most, tmp_path):
+    """All weight files, up to a limit; what cannot be read is not its business."""
+    from prunecomp.checkpoint.ahead import _BLOCK_BYTES, read_ahead
+
+    def read_bytes() -> int:
+        (line,) = [v for v in Path("/proc/self/io").read_text().splitlines() if "rchar" in v]
+        return int(line.split()[1])
+
+    for name in ("b.safetensors", "a.safetensors", "other.bin"):
+        (tmp_path / name).write_bytes(bytes(20 << 20))
+    before = read_bytes()
+    read_ahead(tmp_path, most=most).join()
+    wanted = min(most, 40 << 20)
+    assert wanted <= read_bytes() - before < wanted + _BLOCK_BYTES + (1 << 20)
+    (tmp_path / "c.safetensors").mkdir()
+    read_ahead(tmp_path).join()
+    read_ahead(tmp_path / "missing").join()

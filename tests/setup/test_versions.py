@@ -107,4 +107,4 @@ def test_version_comes_from_the_metadata():
 
 def test_console_script_calls_the_cli():
     (script,) = metadata.entry_points(group="console_scripts", name="prunecomp")
-    assert script.value == "cli:main"
+    assert script.value == "cli:run"
