@@ -37,10 +37,12 @@ _WINDOW_BYTES = 64 << 20
 _LEAD_WINDOWS = 16
 #: So many windows are written at once: disks like to be asked for several things.
 _WRITERS = 4
-#: Of a source tensor; a multiple of every dtype's size. Blocks of this size are used again by the
-#: C library, where larger ones would be fetched from the system every time.
-_PIECE_BYTES = 512 << 10
+#: Of a source tensor; a multiple of every dtype's size. Large, because each piece asks Python for a
+#: turn several times; not larger, for the sake of memory and of the processor's caches.
+_PIECE_BYTES = 2 << 20
 _CHUNK_BYTES = 1 << 20
+#: More is not read ahead for one request, on most systems.
+_ASKED_BYTES = 1 << 20
 #: Seconds after which Python passes from one busy thread to another: by default so long that its
 #: loading of packages holds up the threads here, who ask for a turn several times per piece.
 _TURN_S = 1e-4
@@ -169,7 +171,14 @@ def _copy(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
         done += len(part)
 
 
-def _edit(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
+def _ask_for(source: BinaryIO, window: _Window) -> None:
+    """Has the system read a window, without waiting for it."""
+    last = window.jobs[-1].end if window.jobs else window.start
+    for start in range(window.start, last, _ASKED_BYTES):
+        os.posix_fadvise(source.fileno(), start, _ASKED_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+def _edit(source: BinaryIO, job: _Job, out: BinaryIO, turn: threading.Lock) -> None:
     assert job.output is not None
     raw = torch.empty(job.nbytes, dtype=torch.uint8)
     _read(source, job.start, memoryview(raw.numpy()))
@@ -177,22 +186,30 @@ def _edit(source: BinaryIO, job: _Job, out: BinaryIO) -> None:
     if not job.output.edit.elementwise:
         tensor = tensor.view(job.output.source.shape)
     value = job.output.edit.apply(tensor, TORCH_DTYPES[job.output.dtype])
-    _write(out, job.place, memoryview(value.contiguous().flatten().view(torch.uint8).numpy()))
+    data = memoryview(value.contiguous().flatten().view(torch.uint8).numpy())
+    with turn:
+        _write(out, job.place, data)
 
 
 def _write_window(
-    window: _Window, on_written: Callable[[int], None], one_at_a_time: threading.Lock
+    window: _Window,
+    on_written: Callable[[int], None],
+    turns: Mapping[Path, threading.Lock],
+    one_at_a_time: threading.Lock,
 ) -> None:
     with window.file.open("rb", buffering=0) as source:
+        _ask_for(source, window)
         for job in window.jobs:
+            turn = turns[job.target]
             with job.target.open("r+b", buffering=0) as out:
                 if job.output is None:
-                    _copy(source, job, out)
+                    with turn:
+                        _copy(source, job, out)
                 elif job.output.edit.elementwise:
-                    _edit(source, job, out)
+                    _edit(source, job, out, turn)
                 else:
                     with one_at_a_time:
-                        _edit(source, job, out)
+                        _edit(source, job, out, turn)
             on_written(job.nbytes)
 
 
@@ -272,7 +289,11 @@ def write_weights(
         with lock:
             on_written(nbytes)
 
-    write = functools.partial(_write_window, on_written=done, one_at_a_time=threading.Lock())
+    # whoever waits for a file in the kernel wastes a core meanwhile
+    turns = {directory / shard.name: threading.Lock() for shard in shards}
+    write = functools.partial(
+        _write_window, on_written=done, turns=turns, one_at_a_time=threading.Lock()
+    )
     followers = [_Follower(write, windows, threads=_WRITERS)]
     if on_digest is not None:
         followers.append(_Follower(_hashing(on_digest), windows))
