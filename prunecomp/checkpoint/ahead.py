@@ -19,8 +19,10 @@ def _read(directory: Path, most: int) -> None:
     with contextlib.suppress(OSError):  # whoever really reads the files says what is wrong
         for path in sorted(directory.glob("*.safetensors")):
             with path.open("rb", buffering=0) as file:
-                while most > 0 and (got := file.readinto(buffer)):
+                while got := file.readinto(buffer):
                     most -= got
+                    if most <= 0:
+                        return
 
 
 def read_ahead(directory: Path, *, most: int = MOST_BYTES) -> threading.Thread:
