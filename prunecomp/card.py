@@ -10,7 +10,7 @@ from pathlib import Path
 from prunecomp.plan import PrunePlan
 
 _TEMPLATE = """\
-# {title}
+# {short} without {removed_count} of {depth} layers
 
 This is `{name}` with {removed_count} of its {depth} decoder layers removed, made by
 prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It is an ordinary
@@ -42,7 +42,7 @@ you care about before you deploy.
 """
 
 _PLAIN = """\
-# {title}
+# {short}
 
 This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No layer was removed.
 `prunecomp.json` says how it was made.
@@ -96,6 +96,11 @@ def _public(name: str) -> str:
     return re.sub(r"(^|\()/.*/", r"\1", name)  # "/a/b.txt", "calibration (/a/b.txt)"
 
 
+def _short(name: str) -> str:
+    """The last part of a path or of a repository's name, without a revision."""
+    return name.rstrip("/").rpartition("/")[2].partition("@")[0] or name
+
+
 def _perplexity(plan: PrunePlan) -> str:
     if not plan.perplexity:
         return "Not measured at this depth."
@@ -119,7 +124,7 @@ def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -
 
 
 def model_card(
-    plan: PrunePlan, *, title: str, origin: Origin, parameters: tuple[int, int] | None = None,
+    plan: PrunePlan, *, origin: Origin, parameters: tuple[int, int] | None = None,
     nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
     library: str = "transformers", tags: Sequence[str] = (),
 ) -> str:  # fmt: skip
@@ -137,7 +142,7 @@ def model_card(
     folded = "" if recipe.compensation == "none" else f", folded {recipe.fold}"
     matter = _front_matter(origin, library, ["prunecomp", "depth-pruning", *tags])
     return matter + _TEMPLATE.format(
-        title=title,
+        short=_short(plan.source.name),
         name=_public(plan.source.name),
         model_type=plan.source.model_type,
         kind=kind,
@@ -163,16 +168,16 @@ def model_card(
 
 
 def plain_card(
-    name: str, model_type: str, *, title: str, origin: Origin, kind: str, library: str,
+    name: str, model_type: str, *, origin: Origin, kind: str, library: str,
     tags: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The text of README.md of a model that was only converted; arguments as in `model_card`."""
-    text = _PLAIN.format(title=title, name=name, model_type=model_type, kind=kind)
+    text = _PLAIN.format(short=_short(name), name=name, model_type=model_type, kind=kind)
     return _front_matter(origin, library, ["prunecomp", *tags]) + text
 
 
 def export_card(
-    plan: PrunePlan | None, *, name: str, model_type: str, format: str, title: str, origin: Origin,
+    plan: PrunePlan | None, *, name: str, model_type: str, format: str, origin: Origin,
     library: str = "transformers",
 ) -> str:  # fmt: skip
     """The text of README.md of an exported model; `plan` is what it went through, if anything."""
@@ -180,7 +185,7 @@ def export_card(
         kind, tags = _CHECKPOINT, []
     else:
         kind, tags = f"model in {format} format: what loads that format loads it", [format]
-    common = {"title": title, "origin": origin, "kind": kind, "library": library, "tags": tags}
+    common = {"origin": origin, "kind": kind, "library": library, "tags": tags}
     if plan is None:
         return plain_card(name, model_type, **common)
     again = "`prunecomp.json` also has\nthe settings of the export."

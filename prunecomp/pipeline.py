@@ -317,7 +317,7 @@ def apply_plan(
             source_parameters, done.nbytes, checkpoint.index.nbytes, done.checks,
         )  # fmt: skip
         card = model_card(
-            plan, title=output.name,
+            plan,
             origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
             parameters=(done.parameters, source_parameters),
             nbytes=(done.nbytes, checkpoint.index.nbytes),

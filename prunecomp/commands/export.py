@@ -110,7 +110,7 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
     name = base or Path(os.path.realpath(args.model)).name  # where it lies is nobody's business
     card = export_card(
         plan, name=name, model_type=source.checkpoint.family.model_type, format=args.format,
-        title=args.output.name, origin=origin_of(source.checkpoint.path, base),
+        origin=origin_of(source.checkpoint.path, base),
         library=EXPORTERS.get(args.format).library,
     )  # fmt: skip
     (target / "README.md").write_text(card, encoding="utf-8")

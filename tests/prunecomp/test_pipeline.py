@@ -122,15 +122,15 @@ def test_apply_rounds_equals_compress_layers(run, tiny_directory, tiny_tokens, t
 
 
 def test_two_runs_give_the_same_bytes(run, tiny_directory, tiny_tokens, tmp_path):
-    """And so does applying the manifest, as the model card says."""
+    """Wherever they go. And so does applying the manifest, as the model card says."""
     model = tiny_directory("llama-bias")
-    for parent in ("a", "b"):
-        run("compress", model, "-o", tmp_path / parent / "m", "--layers", 3,
+    for name in ("a", "b"):
+        run("compress", model, "-o", tmp_path / name, "--layers", 3,
             "--calibration", tiny_tokens)  # fmt: skip
-    first = files(tmp_path / "a" / "m")
-    assert first == files(tmp_path / "b" / "m")
-    run("apply", model, tmp_path / "a" / "m" / "prunecomp.json", "-o", tmp_path / "c" / "m")
-    assert first == files(tmp_path / "c" / "m")
+    first = files(tmp_path / "a")
+    assert first == files(tmp_path / "b")
+    run("apply", model, tmp_path / "a" / "prunecomp.json", "-o", tmp_path / "c")
+    assert first == files(tmp_path / "c")
 
 
 def test_saved_tokens_repeat_the_run(run, text_model, tmp_path):
