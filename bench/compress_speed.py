@@ -1,7 +1,7 @@
 """What choosing layers costs: one plain forward, the published procedure, and ours, side by side.
 
     python -m bench.compress_speed --output bench/results/compress_speed.json
-    python -m bench.compress_speed --model examples/tiny-python-lm --samples 16 --seq-len 512
+    python -m bench.compress_speed --model examples/tiny-python-lm --calibration python-stdlib
     python -m bench.compress_speed --scaling docs/compress_scaling.svg --output ...
 
 Every measurement is a process of its own, on the same model, tokens and threads; the kinds take
@@ -79,10 +79,11 @@ def measure(kind: str, case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _median(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The row of median time, with all times."""
+    """The row whose time is nearest to the median, with the median and all times."""
     times = sorted(row["time_s"] for row in rows)
-    middle = min(rows, key=lambda row: abs(row["time_s"] - statistics.median(times)))
-    return {**middle, "times_s": times}
+    median = statistics.median(times)
+    nearest = min(rows, key=lambda row: abs(row["time_s"] - median))
+    return {**nearest, "time_s": median, "times_s": times}
 
 
 def compare(
@@ -182,13 +183,14 @@ def document(report: Mapping[str, Any], old: str) -> str:
         if not name.startswith("comparison"):
             continue
         case = part["case"]
+        text = case.get("calibration") or "random"
         shape = "the model in `{}`".format(Path(case["model"]).name) if case["model"] else (
             f"a made model of {case['layers']} layers, width {case['hidden_size']}, "
             f"vocabulary {case['vocab_size']}"
         )  # fmt: skip
         parts.append(
-            f"{case['samples']} x {case['seq_len']} tokens, {case['dtype']} on {case['device']}, "
-            f"{case['threads']} thread(s), {shape}:\n\n{table(part)}"
+            f"{case['samples']} x {case['seq_len']} {text} tokens, {case['dtype']} on "
+            f"{case['device']}, {case['threads']} thread(s), {shape}:\n\n{table(part)}"
         )
     if "scaling" in report:
         fits = ", ".join(f"{n} R² = {report['scaling'][n]['r2']:.4f}" for n in ("layers", "tokens"))
@@ -201,8 +203,8 @@ def document(report: Mapping[str, Any], old: str) -> str:
 
 
 def _case(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("layers", "hidden_size", "vocab_size", "samples", "seq_len", "dtype", "threads",
-             "device", "remove")  # fmt: skip
+    names = ("layers", "hidden_size", "vocab_size", "calibration", "samples", "seq_len", "dtype",
+             "threads", "device", "remove")  # fmt: skip
     model = None if args.model is None else str(args.model.resolve())
     return {"model": model, **{name: getattr(args, name) for name in names}}
 
@@ -216,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=24, help="of the made model")
     parser.add_argument("--hidden-size", type=int, default=1024, help="of the made model")
     parser.add_argument("--vocab-size", type=int, default=32000, help="of the made model")
+    parser.add_argument("--calibration", help="as for cli.py plan (default: random tokens)")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--remove", type=int, help="layers to remove (default: a quarter)")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.naive import prune
-from prunecomp.calibration.data import CalibrationSet, TextSource
+from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
 from prunecomp.calibration.runner import Runner, default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.reader import Checkpoint
@@ -53,6 +53,13 @@ def make_model(case: dict[str, Any], directory: Path) -> None:
 
 
 def _tokens(case: dict[str, Any], checkpoint: Checkpoint) -> torch.Tensor:
+    """[samples, tokens] of the calibration named, or random ones."""
+    if case["calibration"]:
+        return load_tokens(
+            TextSource(case["calibration"]), tokenizer_dir=checkpoint.path,
+            vocab_size=checkpoint.config["vocab_size"],
+            samples=case["samples"], seq_len=case["seq_len"],
+        ).input_ids  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     shape = case["samples"], case["seq_len"]
     return torch.randint(checkpoint.config["vocab_size"], shape, generator=generator)
