@@ -148,6 +148,12 @@ def measure(name: str, args: argparse.Namespace, progress: Progress) -> dict[str
     return row
 
 
+def _alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the same was asked of both measurements, so that one replaces the other."""
+    asked = ("name", "samples", "seq_len", "metric", "dtype", "max_memory")
+    return all(first[key] == second[key] for key in asked)
+
+
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures; returns the exit code."""
@@ -171,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(rows, indent=1))
     if args.output:
         old = json.loads(args.output.read_text()) if args.output.exists() else {}
-        add_part(args.output, {"memory": [*old.get("memory", []), *rows]})
+        kept = [r for r in old.get("memory", []) if not any(_alike(r, row) for row in rows)]
+        add_part(args.output, {"memory": [*kept, *rows]})
     return 0
 
 

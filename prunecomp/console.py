@@ -103,8 +103,10 @@ def explain(
     elif isinstance(error, OSError) and error.errno in _NO_SPACE:
         message = f"{output or 'a file'}: cannot be written ({error.strerror}); free some space"
     elif isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}; check space and permissions"
+        # numpy, when less was written than it wanted, says neither which file nor why
+        where = error.filename or (output if error.errno is None else None)
+        message = f"{where}: " if where else ""
+        message += f"{error.strerror or error}; check space and permissions"
     elif isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         message = "out of memory; use smaller --batch-size, --samples or --seq-len"
     line = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()

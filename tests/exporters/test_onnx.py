@@ -317,7 +317,8 @@ def test_a_full_disk_leaves_nothing(
     assert code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "space" in said  # numpy, who writes the file beside, does not say why it cannot
+    assert said.startswith(f"error: {tmp_path / 'out'}: ")
+    assert "space" in said
     assert list(tmp_path.iterdir()) == []
 
 
