@@ -180,6 +180,43 @@ def _divide_in_norms(model: onnx_ir.Model) -> None:
             model.graph.remove(product, safe=True)
 
 
+def _turn_keys_at_once(model: onnx_ir.Model) -> None:
+    """Keys [batch, heads, total, size] become [batch, heads, size, total] by one Transpose.
+
+    Torch's translation of attention flattens batch and heads for it and unflattens them
+    afterwards, from where ONNX Runtime copies all keys at every step.
+    """
+    import onnx_ir
+
+    for turn in [node for node in model.graph if node.op_type == "Transpose"]:
+        flat, uses = turn.inputs[0].producer(), turn.outputs[0].uses()
+        back = uses[0].node if len(uses) == 1 else None
+        if not _turns_back(flat, turn, back):
+            continue
+        direct = onnx_ir.node("Transpose", [flat.inputs[0]], {"perm": [0, 1, 3, 2]})
+        (old,), (new,) = back.outputs, direct.outputs
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        model.graph.insert_before(back, direct)
+        old.replace_all_uses_with(new)
+        model.graph.remove(back, safe=True)
+
+
+def _turns_back(flat: onnx_ir.Node | None, turn: onnx_ir.Node, back: onnx_ir.Node | None) -> bool:
+    """Whether these are [b, h, t, d] -> [b h, t, d] -> [b h, d, t] -> [b, h, d, t]."""
+    if flat is None or back is None or not flat.op_type == back.op_type == "Reshape":
+        return False
+    whole, shapes = flat.inputs[0], [node.inputs[1].producer() for node in (flat, back)]
+    if not all(shape and shape.op_type == "Concat" and len(shape.inputs) == 3 for shape in shapes):
+        return False
+    (_, t, d), (_, d_again, t_again) = (shape.inputs for shape in shapes)
+    return (
+        list(turn.attributes["perm"].as_ints()) == [0, 2, 1]
+        and whole.shape is not None
+        and len(whole.shape) == 4
+        and (t, d) == (t_again, d_again)
+    )
+
+
 def _share_tied(model: onnx_ir.Model) -> None:
     """The head that is the embedding's transpose becomes a view of it; the tracer copies it."""
     import numpy as np
@@ -264,6 +301,7 @@ def write_graph(model: nn.Module, path: Path, *, opset: int, share: bool, narrow
         _name_values(found.graph)
         _store_as_multiplied(found, share=share)
         _divide_in_norms(found)
+        _turn_keys_at_once(found)
         if share:
             _share_tied(found)
         passes.RemoveUnusedNodesPass()(found)

@@ -160,12 +160,26 @@ def collect(
         engine, num_fewshot, results, tuple(kept), tuple(means),
         tuple(text for text in texts if text is not None),
     )  # fmt: skip
-    return accuracy, [*guard(results), *_lost(sorted(lost))]
+    return accuracy, [*guard(results), *_guessed(results, base), *_lost(sorted(lost))]
 
 
 def guard(results: Sequence[TaskResult]) -> list[str]:
     """The warning that nothing was generated, where that is so."""
     return [ONLY_SHORT] if results and all(r.kind != "generation" for r in results) else []
+
+
+def _guessed(results: Sequence[TaskResult], base: str) -> list[str]:
+    """The warning that the base guesses, where it may: within two standard errors of chance."""
+    tasks = [
+        r.task for r in results
+        if r.model == base and r.chance is not None and r.value <= r.chance + 2 * (r.stderr or 0.0)
+    ]  # fmt: skip
+    if not tasks:
+        return []
+    return [
+        f"the base is not clearly above chance on {', '.join(tasks)}: what a pruned model retains "
+        "of guesses says nothing; take more samples, or other tasks"
+    ]
 
 
 def _lost(tasks: Sequence[str]) -> list[str]:

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.accuracy import tasks, worker
-from bench.accuracy.collect import ONLY_SHORT, collect
+from bench.accuracy.collect import ONLY_SHORT, _guessed, collect
 from bench.accuracy.run import Request, check, job_of, run
+from bench.schema import TaskResult
 from prunecomp.calibration.data import TextSource, load_tokens
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
@@ -155,7 +156,25 @@ def test_choices_are_those_of_transformers(models, evaluated):
     assert [r.value for r in accuracy.retained] == pytest.approx([ratio, ratio])
     (mean,) = accuracy.mean_retained
     assert mean.value == pytest.approx(ratio)
-    assert warnings == [ONLY_SHORT]
+    base = accuracy.results[0]
+    guesses = base.value <= CHANCE + 2 * base.stderr
+    assert warnings[0] == ONLY_SHORT
+    assert [("local_choice, local_whole" in w) for w in warnings[1:]] == [True] * guesses
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "chance", "warned"),
+    [(0.34, 0.05, 0.25, True), (0.36, 0.05, 0.25, False), (0.1, None, 0.25, True),
+     (0.3, None, 0.25, False), (0.0, 0.0, None, False)],
+)  # fmt: skip
+def test_a_base_that_guesses_is_told(value, stderr, chance, warned):
+    """What is left of guesses looks like a small loss; of the pruned model it is no matter."""
+    rows = []
+    for model, shift in (("base", 0.0), ("minus-5", -0.1)):
+        metrics = {"metric": "acc", "value": value + shift, "stderr": stderr, "chance": chance}
+        rows.append(TaskResult(model, "cloze", "local", n=100, **metrics))
+    assert bool(_guessed(rows, "base")) is warned
+    assert all("cloze" in warning for warning in _guessed(rows, "base"))
 
 
 def test_raw_samples_and_lm_evals_own_figures_are_kept(evaluated):

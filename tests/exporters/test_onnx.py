@@ -155,6 +155,16 @@ def test_onnx_runtime_finds_the_norms(exported, tmp_path):
     assert len(norms) == 2 * LAYERS + 1
 
 
+def test_keys_are_turned_without_being_flattened(exported):
+    """One transposition a layer; with the detour of torch's translation, every step copies all."""
+    import onnx
+
+    nodes = onnx.load(exported / "model.onnx").graph.node
+    orders = [list(n.attribute[0].ints) for n in nodes if n.op_type == "Transpose"]
+    assert orders.count([0, 1, 3, 2]) == LAYERS
+    assert [0, 2, 1] not in orders
+
+
 def test_the_engine_of_the_benchmark_generates_these_tokens(exported, pruned):
     """What it is timed at is the greedy decoding of the model, with its cache."""
     from bench.engines.base import Options
