@@ -113,7 +113,12 @@ def compare(
                 abs(n["factor"] / o["factor"] - 1) for n, o in pairs
             ),
         })  # fmt: skip
-    return {"case": dict(case), "rows": rows}
+    return {"case": _public(case), "rows": rows}
+
+
+def _public(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the folder in which the model lies, which is nobody's business."""
+    return {**case, "model": case["model"] and Path(case["model"]).name}
 
 
 def _fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
@@ -139,7 +144,7 @@ def scaling(case: Mapping[str, Any], repeats: int, progress: Progress) -> dict[s
         middle = [statistics.median(row) for row in times]
         name = "tokens" if what == "samples" else what
         found[name] = {"x": x, "time_s": middle, "times_s": times, **_fit(x, middle)}
-    return {"case": dict(case), **found}
+    return {"case": _public(case), **found}
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
@@ -187,7 +192,7 @@ def document(report: Mapping[str, Any], old: str) -> str:
             continue
         case = part["case"]
         text = case.get("calibration") or "random"
-        shape = "the model in `{}`".format(Path(case["model"]).name) if case["model"] else (
+        shape = "the model in `{}`".format(case["model"]) if case["model"] else (
             f"a made model of {case['layers']} layers, width {case['hidden_size']}, "
             f"vocabulary {case['vocab_size']}"
         )  # fmt: skip

@@ -53,6 +53,7 @@ def test_ratios_are_taken_within_a_turn(case, monkeypatch, tmp_path):
     ])  # fmt: skip
     assert code == 0
     (comparison,) = (v for k, v in json.loads(output.read_text()).items() if "comparison" in k)
+    assert case["model"] not in output.read_text()  # nor any other folder of the machine
     (row,) = comparison["rows"]
     assert row["ours_over_plain_each"] == [2.0, 2.0, 1.5]
     assert row["ours_over_plain"] == 2.0
