@@ -191,7 +191,7 @@ def document(report: Mapping[str, Any], old: str) -> str:
         if not name.startswith("comparison"):
             continue
         case = part["case"]
-        text = case.get("calibration") or "random"
+        text = case["calibration"] or "random"
         shape = "the model in `{}`".format(case["model"]) if case["model"] else (
             f"a made model of {case['layers']} layers, width {case['hidden_size']}, "
             f"vocabulary {case['vocab_size']}"

@@ -162,6 +162,15 @@ def _store_as_multiplied(model: onnx_ir.Model, *, share: bool) -> None:
             del model.graph.initializers[weight.name]
 
 
+def _replace(node: onnx_ir.Node, other: onnx_ir.Node) -> None:
+    """Puts `other` in the place of `node`; each has one output."""
+    (old,), (new,) = node.outputs, other.outputs
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    node.graph.insert_before(node, other)
+    old.replace_all_uses_with(new)
+    node.graph.remove(node, safe=True)
+
+
 def _divide_in_norms(model: onnx_ir.Model) -> None:
     """``x * (1 / sqrt(...))`` becomes ``x / sqrt(...)``, which ONNX Runtime knows as RMSNorm."""
     import onnx_ir
@@ -171,13 +180,7 @@ def _divide_in_norms(model: onnx_ir.Model) -> None:
         for product, place in list(scale.uses()):
             if product.op_type != "Mul" or root.producer().op_type != "Sqrt":
                 continue
-            (old,) = product.outputs
-            quotient = onnx_ir.node("Div", [product.inputs[1 - place], root])
-            (new,) = quotient.outputs
-            new.name, new.shape, new.type = old.name, old.shape, old.type
-            model.graph.insert_before(product, quotient)
-            old.replace_all_uses_with(new)
-            model.graph.remove(product, safe=True)
+            _replace(product, onnx_ir.node("Div", [product.inputs[1 - place], root]))
 
 
 def _turn_keys_at_once(model: onnx_ir.Model) -> None:
@@ -191,14 +194,9 @@ def _turn_keys_at_once(model: onnx_ir.Model) -> None:
     for turn in [node for node in model.graph if node.op_type == "Transpose"]:
         flat, uses = turn.inputs[0].producer(), turn.outputs[0].uses()
         back = uses[0].node if len(uses) == 1 else None
-        if not _turns_back(flat, turn, back):
-            continue
-        direct = onnx_ir.node("Transpose", [flat.inputs[0]], {"perm": [0, 1, 3, 2]})
-        (old,), (new,) = back.outputs, direct.outputs
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        model.graph.insert_before(back, direct)
-        old.replace_all_uses_with(new)
-        model.graph.remove(back, safe=True)
+        if _turns_back(flat, turn, back):
+            order = {"perm": [0, 1, 3, 2]}
+            _replace(back, onnx_ir.node("Transpose", [flat.inputs[0]], order))
 
 
 def _turns_back(flat: onnx_ir.Node | None, turn: onnx_ir.Node, back: onnx_ir.Node | None) -> bool:
