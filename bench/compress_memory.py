@@ -2,10 +2,12 @@
 
     python -m bench.compress_memory --shape 8b --output bench/results/compress_memory.json
     python -m bench.compress_memory --shape small medium --max-memory 1GiB
+    python -m bench.compress_memory --shape gpt2 mixtral --metric ppl
 
-A checkpoint of the shape is written to a temporary directory, random, in bfloat16, one layer per
-file. `compress` runs on it as a user would start it, plans and writes; all is deleted afterwards.
-A shape that does not fit on the disk together with its result gets fewer layers, and says so.
+A checkpoint of the shape is written to a temporary directory, random, of Llama's layout in bfloat16
+with one layer per file, of other families as transformers saves it. `compress` runs on it as a user
+would start it, plans and writes; all is deleted afterwards. A Llama that does not fit on the disk
+together with its result gets fewer layers, and says so.
 """
 
 from __future__ import annotations
@@ -36,6 +38,26 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+#: Configs of other families, by name; of the sizes of small models of these.
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "qwen2": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+              "num_hidden_layers": 12, "num_attention_heads": 14, "num_key_value_heads": 2,
+              "vocab_size": 151936, "tie_word_embeddings": True},
+    "gemma3": {"model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048,
+               "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1,
+               "head_dim": 256, "vocab_size": 262144},
+    "gpt2": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12,
+             "vocab_size": 50257, "dtype": "float32"},
+    "gpt-neox": {"model_type": "gpt_neox", "hidden_size": 1024, "intermediate_size": 4096,
+                 "num_hidden_layers": 16, "num_attention_heads": 16, "vocab_size": 50304},
+    "mixtral": {"model_type": "mixtral", "hidden_size": 512, "intermediate_size": 1792,
+                "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
+                "num_local_experts": 8, "vocab_size": 32000},
+    "qwen3-moe": {"model_type": "qwen3_moe", "hidden_size": 512, "intermediate_size": 1536,
+                  "moe_intermediate_size": 384, "num_hidden_layers": 8, "num_attention_heads": 8,
+                  "num_key_value_heads": 2, "head_dim": 64, "num_experts": 32,
+                  "num_experts_per_tok": 4, "vocab_size": 151936},
 }  # fmt: skip
 
 
@@ -92,6 +114,17 @@ def make_checkpoint(shape: Mapping[str, int], directory: Path) -> int:
     return size
 
 
+def make_of_family(config: Mapping[str, Any], directory: Path) -> int:
+    """The same of any family, by transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(**{"dtype": "bfloat16", **config})
+    AutoModelForCausalLM.from_config(settings, dtype=settings.dtype).save_pretrained(directory)
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
 def _run(arguments: Sequence[str], threads: int) -> tuple[str, int]:
     """What a command of ours printed, and its peak resident memory in bytes.
 
@@ -118,13 +151,18 @@ def measure(name: str, args: argparse.Namespace, progress: Progress) -> dict[str
 
     with tempfile.TemporaryDirectory(prefix="prunecomp-memory-", dir=args.folder) as folder:
         path = Path(folder)
-        shape = _fitted(SHAPES[name], path)
         (path / "model").mkdir()
-        size = make_checkpoint(shape, path / "model")
+        if name in FAMILIES:
+            shape = FAMILIES[name]
+            size = make_of_family(shape, path / "model")
+        else:
+            shape = _fitted(SHAPES[name], path)
+            size = make_checkpoint(shape, path / "model")
         ids = torch.randint(shape["vocab_size"], (args.samples, args.seq_len),
                             generator=torch.Generator().manual_seed(1))  # fmt: skip
         save_file({"input_ids": ids}, path / "tokens.safetensors")
-        progress.say(f"{name}: {shape['num_hidden_layers']} layers, {size / 1e9:.2f} GB of weights")
+        layers = shape.get("num_hidden_layers", shape.get("n_layer"))
+        progress.say(f"{name}: {layers} layers, {size / 1e9:.2f} GB of weights")
         options = [str(path / "model"), "--calibration", str(path / "tokens.safetensors"),
                    "--metric", args.metric, "--device", "cpu", "--dtype", args.dtype]  # fmt: skip
         if args.no_evaluation:
@@ -161,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="bench.compress_memory", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--shape", nargs="+", default=["8b"], choices=list(SHAPES))
+    parser.add_argument("--shape", nargs="+", default=["8b"], choices=[*SHAPES, *FAMILIES])
     parser.add_argument("--max-memory", metavar="SIZE")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=512)

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import peak
 from bench.script import script
 from prunecomp.checkpoint.output import write_text
 from prunecomp.errors import PruneCompError
@@ -43,13 +44,12 @@ def printed_and_peak(arguments: Sequence[str], *, threads: int, what: str) -> tu
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
+    process, told = peak.start(command, stdout=subprocess.PIPE, env=environment, text=True)
+    out, _ = process.communicate()
+    peak_bytes = peak.read_peak(told)
+    if process.returncode:
         raise PruneCompError(f"{what} failed; its message is above")
-    return out.decode(), usage.ru_maxrss * 1024
+    return out, peak_bytes
 
 
 def _worker(kind: str, case: Mapping[str, Any]) -> tuple[str, int]:

@@ -17,6 +17,7 @@ shallower to fit the free space, unless ``--layers`` says how deep. All of it is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from typing import Any
 
 import psutil
 
+from bench import peak
 from bench.script import script
 from prunecomp.checkpoint.output import write_text
 from prunecomp.errors import UsageError
@@ -199,28 +201,26 @@ def measured(command: Sequence[str], log: Path, *, cold: Path | None) -> Run:
     anonymous = [0]
     started = time.perf_counter()
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        process, told = peak.start(command, cwd=ROOT, stdout=out, stderr=out)
 
         def watch() -> None:
             while process.returncode is None:
-                try:
-                    memory = psutil.Process(process.pid).memory_info()
-                except psutil.Error:
-                    return
-                anonymous[0] = max(anonymous[0], memory.rss - memory.shared)
+                with contextlib.suppress(psutil.Error):
+                    for child in psutil.Process(process.pid).children():
+                        memory = child.memory_info()
+                        anonymous[0] = max(anonymous[0], memory.rss - memory.shared)
                 time.sleep(0.02)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         ended = time.perf_counter()
-        process.returncode = os.waitstatus_to_exitcode(status)
         watcher.join()
+    peak_bytes = peak.read_peak(told)
     os.sync()
     if process.returncode:
         raise UsageError(f"{' '.join(command)}: failed ({log.read_text().strip()[-500:]})")
-    # ru_maxrss is in KiB on Linux
-    return Run(ended - started, time.perf_counter() - started, usage.ru_maxrss * 1024, anonymous[0])
+    return Run(ended - started, time.perf_counter() - started, peak_bytes, anonymous[0])
 
 
 def compare(

@@ -17,8 +17,8 @@ from prunecomp.calibration.view import PlannedModel
 LOGIT_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 26}
 #: The head's weight is read once for each piece, so a piece has at least so many tokens.
 FEWEST_TOKENS = 256
-#: Of these, as many are in float32 at once on a CPU as its cache holds; on a GPU, all.
-_CACHED_ELEMENTS = 1 << 19
+#: Of these, as many are in float32 at once; on a CPU, what its cache holds.
+WIDENED_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
 def positions_at_once(vocabulary: int, samples: int, device: str) -> int:
@@ -49,11 +49,17 @@ def _losses(
     model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
     logits = model.logits(hidden, ids)
-    cached = max(1, _CACHED_ELEMENTS // logits.shape[-1])
-    rows = cached if hidden.device.type == "cpu" else target.numel()
+    rows = max(1, WIDENED_ELEMENTS[hidden.device.type] // logits.shape[-1])
     flat = zip(logits.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True)
-    losses = [cross_entropy(each.float(), wanted, reduction="none") for each, wanted in flat]
-    return torch.cat(losses).view_as(target)
+    return torch.cat([_cross_entropies(*each) for each in flat]).view_as(target)
+
+
+def _cross_entropies(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Of each row, in nats: [n, V] and [n] -> [n] float32. Logits in float32 are used up."""
+    wide = logits.float()
+    wide -= wide.amax(dim=1, keepdim=True)
+    chosen = wide.gather(1, target[:, None])[:, 0]
+    return wide.exp_().sum(dim=1).log_() - chosen  # torch's cross_entropy writes all anew
 
 
 def loss_gradient(model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from prunecomp.calibration.allocation import Heap
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.detours import Detours
@@ -86,6 +87,7 @@ class Runner:
         group: Group = ALONE,
     ) -> None:
         self.model, self.progress, self._exact_prefix = model, progress, exact_prefix
+        self._heap = Heap()
         ids = calibration.input_ids.to(model.device)
         self._group = group
         self._ids = group.share(ids, batch_size or default_batch(ids.device.type, ids.shape[1]))
@@ -335,6 +337,7 @@ class Runner:
             for hidden in batches:
                 out.append(self.model.run_layer(layer, hidden))
                 done()
+        self._heap.tidy()
         return out
 
     def _note(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,12 @@ def open_model(model: str, *, ahead: bool = False) -> Checkpoint:
     from prunecomp.checkpoint.reader import Checkpoint  # loads torch
 
     return Checkpoint(directory)
+
+
+def name_of(model: str) -> str:
+    """What a plan and a card call the model: as the user does, and `.` by its directory's name."""
+    nameless = Path(model).name in {"", ".."}
+    return Path(os.path.realpath(model)).name if nameless else model
 
 
 def print_document(

@@ -10,7 +10,7 @@ from prunecomp.commands._request import (
     print_written,
     request_of,
 )
-from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model
+from prunecomp.commands.base import MODEL_HELP, Command, add_output, name_of, open_model
 from prunecomp.distributed import is_first
 from prunecomp.progress import Progress
 
@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
 
-    checkpoint = open_model(args.model)
+    checkpoint, name = open_model(args.model), name_of(args.model)
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request_of(args), progress)
@@ -40,10 +40,10 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
             print_dry_run(args, checkpoint, recipe)
         return 0
     if not is_first():
-        pipeline.make_plan(checkpoint, request_of(args), name=args.model, progress=progress)
+        pipeline.make_plan(checkpoint, request_of(args), name=name, progress=progress)
         return 0
     plan, written = pipeline.compress(
-        checkpoint, request_of(args), args.output, name=args.model,
+        checkpoint, request_of(args), args.output, name=name,
         overwrite=args.overwrite, progress=progress,
     )  # fmt: skip
     print_written(args, plan, written)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunecomp.commands._request import add_all_but_depth, request_of
-from prunecomp.commands.base import MODEL_HELP, Command, open_model, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, name_of, open_model, print_document
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 
@@ -118,8 +118,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
 
     criterion, tasks = _criterion(args), _tasks(args)
     study = Study(
-        open_model(args.model), request_of(args), args.output, name=args.model, tasks=tasks,
-        progress=progress,
+        open_model(args.model), request_of(args), args.output, name=name_of(args.model),
+        tasks=tasks, progress=progress,
     )  # fmt: skip
     study.check()
     args.resume = args.output / "plan.json"  # what an interrupt leaves

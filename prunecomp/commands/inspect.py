@@ -14,7 +14,7 @@ from prunecomp.commands._request import (
     add_text,
     request_of,
 )
-from prunecomp.commands.base import MODEL_HELP, Command, open_model, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, name_of, open_model, print_document
 from prunecomp.progress import Progress
 
 EXAMPLES = """\
@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.inspection import inspect_model
 
     checkpoint = open_model(args.model)
-    found = inspect_model(checkpoint, request_of(args), name=args.model, progress=progress)
+    found = inspect_model(checkpoint, request_of(args), name=name_of(args.model), progress=progress)
     print_document(args, found, _lines(found))
     return 0
 

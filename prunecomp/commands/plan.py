@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
-from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.commands.base import (
+    MODEL_HELP,
+    Command,
+    add_output,
+    name_of,
+    open_model,
+    print_document,
+)
 from prunecomp.distributed import is_first
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
@@ -59,7 +66,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.checkpoint.output import output_file
     from prunecomp.plan import read_plan
 
-    checkpoint, request = open_model(args.model), request_of(args)
+    checkpoint, name = open_model(args.model), name_of(args.model)
+    request = request_of(args)
     replace = _check_files(args, checkpoint.path)
     resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
     if args.dry_run:
@@ -73,16 +81,15 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
             _write_json(args.resume, current.to_json(), overwrite=True)
 
     if not is_first():
-        pipeline.make_plan(checkpoint, request, name=args.model, progress=progress, resume=resume)
+        pipeline.make_plan(checkpoint, request, name=name, progress=progress, resume=resume)
         return 0
     with contextlib.ExitStack() as stack:
         if args.save_tokens:  # written now, but there only when the plan is
             file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
             save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
         plan = pipeline.make_plan(
-            checkpoint, request, name=args.model, progress=progress, resume=resume,
-            on_round=save,
-        )  # fmt: skip
+            checkpoint, request, name=name, progress=progress, resume=resume, on_round=save
+        )
         _write_json(args.output, plan.to_json(), overwrite=replace)
     print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
     return 0

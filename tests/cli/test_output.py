@@ -257,3 +257,15 @@ def test_a_bug_is_not_hidden(cli, model, plan_file, tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UsageError):
         cli("apply", model, plan_file, "-o", "/proc/out", "--debug")
+
+
+@pytest.mark.parametrize("here", [".", "./", "../model"])
+def test_a_model_of_the_current_directory_has_its_name(cli, model, small, tmp_path, here):
+    os.chdir(model)
+    plan = tmp_path / "plan.json"
+    assert cli("plan", here, "-q", "-o", plan, "--layers", 1, *small).code == 0
+    name = here if here.endswith(model.name) else model.name
+    assert json.loads(plan.read_text())["source"]["name"] == name
+    out = tmp_path / "out"
+    assert cli("apply", here, plan, "-q", "-o", out).code == 0
+    assert model.name in (out / "README.md").read_text()

@@ -218,7 +218,7 @@ def test_slicing_of_logits_changes_nothing(metric, choose, monkeypatch):
     whole, _, _ = choose("llama-tied", metric)
     monkeypatch.setattr(losses, "LOGIT_ELEMENTS", {"cpu": 4 * 97 * tiny_models.SAMPLES})
     monkeypatch.setattr(losses, "FEWEST_TOKENS", 1)
-    monkeypatch.setattr(losses, "_CACHED_ELEMENTS", 3 * 97)
+    monkeypatch.setitem(losses.WIDENED_ELEMENTS, "cpu", 3 * 97)
     sliced, _, _ = choose("llama-tied", metric)
     assert [r.removed for r in sliced.rounds] == [r.removed for r in whole.rounds]
     for a, b in zip(sliced.rounds, whole.rounds, strict=True):
