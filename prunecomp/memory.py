@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch import nn
 
+from prunecomp.calibration.allocation import HELD, keep_few_kernels
 from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
 from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
@@ -128,6 +129,7 @@ def resident(dtype: torch.dtype) -> int:
 
     Some tiny operations come first, for the code that they bring into memory is big.
     """
+    keep_few_kernels()
     x = torch.ones(1, 1, 16, 16, dtype=dtype)
     torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
     torch.nn.functional.linear(x[0], x[0, 0]).float().square().mean(-1)
@@ -240,10 +242,14 @@ def _moments(
     kept = sum(block for block in blocks if not host or block < KEPT_BLOCK)
     logits = _logits(model.config.vocab_size, load, b, device)
     running, ends, loading = _always(mode, uses, host)
-    freed = {"freed temporaries that the allocator keeps": kept}
+    # Experts see another number of tokens every time, and what candidates leave behind lives on.
+    uneven = host and (load.candidates or _numbers(model.config, _EXPERTS))
+    holes = {"holes between temporaries": HELD if uneven else 0}
+    freed = {"freed temporaries that the allocator keeps": kept, **holes}
+    layer = {"a layer's temporaries": sum(blocks), **holes}
     moments = {
         "loading": loading,
-        "layers": {**running, "evaluation": 3 * evaluation, "a layer's temporaries": sum(blocks)},
+        "layers": {**running, "evaluation": 3 * evaluation, **layer},
         "embeddings": {**ends, **freed},
     }
     if load.logits:

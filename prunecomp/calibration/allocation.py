@@ -1,19 +1,27 @@
-"""Gives back memory that the C library holds for nothing.
+"""Memory that libraries hold for nothing: the C library's holes, and oneDNN's kernels.
 
-It cuts small pieces out of large blocks that were freed, and what lives on in them keeps the blocks
-from being used again: while candidates of `ppl` move through the layers, the holes come to as much
-as all streams that are kept.
+The C library cuts small pieces out of large blocks that were freed, and what lives on in them keeps
+the blocks from being used again: while candidates of `ppl` move through the layers, the holes come
+to as much as all streams that are kept.
+
+oneDNN generates a kernel for every shape and keeps the last thousand, of up to a megabyte each.
+Experts see another number of tokens every time, so that theirs are hardly ever used again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 
 import psutil
+import torch
 
 #: What may be held for nothing, beyond what was when it was last given back.
-HELD = 128 << 20
+HELD = 64 << 20
+#: Kernels that are kept: more than a layer has shapes.
+KERNELS = 16
+_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -57,3 +65,19 @@ class Heap:
         if library is not None and self._idle() > self._accepted + HELD:
             library.malloc_trim(0)
             self._accepted = self._idle()
+
+
+def keep_few_kernels() -> None:
+    """Has oneDNN keep few kernels, if it was not used yet and the environment asks for nothing.
+
+    It reads the environment once, when it is first used; processes that we start are to have
+    their own way.
+    """
+    if _CAPACITY in os.environ:
+        return
+    os.environ[_CAPACITY] = str(KERNELS)
+    try:
+        x = torch.ones(64, 64, dtype=torch.bfloat16)
+        torch.nn.functional.linear(x, x)
+    finally:
+        del os.environ[_CAPACITY]

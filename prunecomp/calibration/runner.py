@@ -257,6 +257,7 @@ class Runner:
             weight.requires_grad_(False)
         for total in sums:
             self._group.sum_(total)
+        self._heap.tidy()
         return sums
 
     def advance(self, plan: PrunePlan) -> None:
