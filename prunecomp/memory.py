@@ -37,6 +37,8 @@ KEPT_BLOCK = 32 << 20
 SLACK = 40 << 20
 #: The kernel maps the pages around one that is touched.
 READ_AROUND = 64 << 10
+#: What the part is called that is outside of the layers.
+OUTSIDE_PART = "embeddings and head"
 #: Config keys of the inner width, and of how many experts a token meets.
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _EXPERTS = ("num_experts_per_tok", "moe_k", "moe_topk")
@@ -227,7 +229,7 @@ def _always(
     # What is fetched ahead counts once it is computed; of files, pages count when they are used.
     at_once = 1 if host and not converted else 2
     running = {"weights of layers at once": at_once * layer + held, **computed}
-    return running, {"weights of a layer": layer, "embeddings and head": outside}, running
+    return running, {"weights of a layer": layer, OUTSIDE_PART: outside}, running
 
 
 def _moments(
@@ -257,7 +259,7 @@ def _moments(
     if load.gradients:
         numel = max(use.numel for part, use in uses.items() if part != OUTSIDE)
         moments["gradients"] = {
-            **(running if mode == "resident" else {k: running[k] + v for k, v in ends.items()}),
+            **running, **{k: v for k, v in ends.items() if k == OUTSIDE_PART},
             "logits and their gradients": logits * 3 + logits // b * 8,
             "gradients of the stream": boundary, "gradients of a layer": numel * (4 + b), **freed,
         }  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from prunecomp import memory
+from prunecomp.metrics import METRICS
 
 
 @pytest.fixture
@@ -14,6 +15,7 @@ def _bare(monkeypatch):
     """As if the process itself took nothing, so that limits are about this tiny model."""
     monkeypatch.setattr(memory, "resident", lambda dtype: 0)
     monkeypatch.setattr(memory, "SLACK", 0)
+    monkeypatch.setattr(memory, "HELD", 0)
 
 
 @pytest.fixture
@@ -29,11 +31,13 @@ def inspected(cli, model, small):
 
 
 @pytest.mark.usefixtures("_bare")
-def test_what_does_not_fit_is_read_layer_by_layer(inspected, cli, model, small, tmp_path):
+@pytest.mark.parametrize("metric", METRICS.names())
+def test_what_does_not_fit_is_read_layer_by_layer(metric, inspected, cli, model, small, tmp_path):
     """The plan is the same, bit for bit; what is told stays within the limit."""
-    plenty = inspected("1GiB")
+    small = [*small, "--metric", metric, "--protect-first", 0, "--protect-last", 0]
+    plenty = inspected("1GiB", "--metric", metric)
     assert (plenty["mode"], plenty["available_bytes"]) == ("resident", 1 << 30)
-    limits = [f"{kib}K" for kib in range(100, 700, 20)]
+    limits = [f"{kib}K" for kib in range(100, 1000, 100)]
     told = {}
     for limit in limits:
         ended = cli("inspect", model, *small, "--max-memory", limit, "--json")
