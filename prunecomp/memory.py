@@ -212,13 +212,15 @@ def _touched(
 
 
 def _always(
-    mode: str, uses: Mapping[int, PartUse], host: bool
+    mode: str, uses: Mapping[int, PartUse], b: int, host: bool
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """Weights while layers run, while embeddings and head do, and while they are loaded."""
     layers = [use for part, use in uses.items() if part != OUTSIDE]
     layer, outside = max(use.weights for use in layers), uses[OUTSIDE].weights
     converted = max(use.converted for use in uses.values()) * host
-    edited = max(use.largest for use in layers) * 8  # two of its tensors in fp32, one after another
+    # Of a tensor that is multiplied, the source and the product: two of fp32, or of what it is in.
+    per_element = 2 * b if b < 4 and not converted else 8
+    edited = max(use.largest for use in layers) * per_element
     if mode == "resident":
         weights = {"weights": sum(use.weights for use in uses.values())}
         held = {"files that stay open": sum(use.held for use in uses.values()) * host}
@@ -243,7 +245,7 @@ def _moments(
     # CUDA's allocator keeps all blocks that are freed, the C library the smaller ones.
     kept = sum(block for block in blocks if not host or block < KEPT_BLOCK)
     logits = _logits(model.config.vocab_size, load, b, device)
-    running, ends, loading = _always(mode, uses, host)
+    running, ends, loading = _always(mode, uses, b, host)
     # Experts see another number of tokens every time, and what candidates leave behind lives on.
     uneven = host and (load.candidates or _numbers(model.config, _EXPERTS))
     holes = {"holes between temporaries": HELD if uneven else 0}
