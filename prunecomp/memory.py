@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from prunecomp.calibration.allocation import HELD, keep_few_kernels
+from prunecomp.calibration.allocation import HELD, KERNEL, KERNELS, keep_few_kernels
 from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
 from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
@@ -247,8 +247,11 @@ def _moments(
     logits = _logits(model.config.vocab_size, load, b, device)
     running, ends, loading = _always(mode, uses, b, host)
     # Experts see another number of tokens every time, and what candidates leave behind lives on.
-    uneven = host and (load.candidates or _numbers(model.config, _EXPERTS))
-    holes = {"holes between temporaries": HELD if uneven else 0}
+    experts = host and bool(_numbers(model.config, _EXPERTS))
+    holes = {
+        "holes between temporaries": HELD if experts or (host and load.candidates) else 0,
+        "kernels of experts": KERNELS * KERNEL if experts else 0,
+    }
     freed = {"freed temporaries that the allocator keeps": kept, **holes}
     layer = {"a layer's temporaries": sum(blocks), **holes}
     moments = {

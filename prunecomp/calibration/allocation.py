@@ -4,7 +4,7 @@ The C library cuts small pieces out of large blocks that were freed, and what li
 the blocks from being used again: while candidates of `ppl` move through the layers, the holes come
 to as much as all streams that are kept.
 
-oneDNN generates a kernel for every shape and keeps the last thousand, of up to a megabyte each.
+oneDNN generates a kernel for every shape and keeps the last thousand, of one or two megabytes each.
 Experts see another number of tokens every time, so that theirs are hardly ever used again.
 """
 
@@ -19,8 +19,9 @@ import torch
 
 #: What may be held for nothing, beyond what was when it was last given back.
 HELD = 64 << 20
-#: Kernels that are kept: more than a layer has shapes.
-KERNELS = 16
+#: Kernels that are kept: more than a layer has shapes, forwards and backwards. And bytes of each.
+KERNELS = 32
+KERNEL = 2 << 20
 _CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
@@ -52,12 +53,12 @@ class Heap:
         self._accepted = self._idle()
 
     def _idle(self) -> int:
-        """Bytes that are resident and not in use; with what else is resident, as code is."""
+        """Bytes that are resident, no page of a file, and not in use; with other mappings."""
         library = _library()
         if library is None:
             return 0
-        info = library.mallinfo2()
-        return self._process.memory_info().rss - info.uordblks - info.hblkhd
+        used, memory = library.mallinfo2(), self._process.memory_info()
+        return memory.rss - memory.shared - used.uordblks - used.hblkhd
 
     def tidy(self) -> None:
         """Gives back what is held for nothing, if that has become much."""
