@@ -219,8 +219,7 @@ def _always(
     layer, outside = max(use.weights for use in layers), uses[OUTSIDE].weights
     converted = max(use.converted for use in uses.values()) * host
     # Of a tensor that is multiplied, the source and the product: two of fp32, or of what it is in.
-    per_element = 2 * b if b < 4 and not converted else 8
-    edited = max(use.largest for use in layers) * per_element
+    edited = max(use.largest for use in layers) * (8 if converted else 2 * b)
     if mode == "resident":
         weights = {"weights": sum(use.weights for use in uses.values())}
         held = {"files that stay open": sum(use.held for use in uses.values()) * host}
@@ -264,7 +263,7 @@ def _moments(
     if load.gradients:
         numel = max(use.numel for part, use in uses.items() if part != OUTSIDE)
         moments["gradients"] = {
-            **running, **{k: v for k, v in ends.items() if k == OUTSIDE_PART},
+            **running, OUTSIDE_PART: ends.get(OUTSIDE_PART, 0),
             "logits and their gradients": logits * 3 + logits // b * 8,
             "gradients of the stream": boundary, "gradients of a layer": numel * (4 + b), **freed,
         }  # fmt: skip

@@ -49,22 +49,20 @@ class Heap:
     """The C library's memory of this process."""
 
     def __init__(self) -> None:
-        self._process, self._accepted = psutil.Process(), 0
+        self._library, self._process = _library(), psutil.Process()
         self._accepted = self._idle()
 
     def _idle(self) -> int:
         """Bytes that are resident, no page of a file, and not in use; with other mappings."""
-        library = _library()
-        if library is None:
+        if self._library is None:
             return 0
-        used, memory = library.mallinfo2(), self._process.memory_info()
+        used, memory = self._library.mallinfo2(), self._process.memory_info()
         return memory.rss - memory.shared - used.uordblks - used.hblkhd
 
     def tidy(self) -> None:
         """Gives back what is held for nothing, if that has become much."""
-        library = _library()
-        if library is not None and self._idle() > self._accepted + HELD:
-            library.malloc_trim(0)
+        if self._library is not None and self._idle() > self._accepted + HELD:
+            self._library.malloc_trim(0)
             self._accepted = self._idle()
 
 

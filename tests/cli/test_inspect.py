@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
 import sys
 
 import pytest
 
+from bench.compress_speed import printed_and_peak
 from tests.cli.support import DEPTH, REPOSITORY
 
 
@@ -196,7 +194,7 @@ def test_without_network(warm, elsewhere):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts as Linux does")
 def test_memory_is_what_compress_then_uses(tmp_path):
     """Within a fifth, of which the interpreter and its libraries are less than three quarters."""
     import torch
@@ -214,20 +212,8 @@ def test_memory_is_what_compress_then_uses(tmp_path):
                "--device", "cpu"]  # fmt: skip
 
     def run(*arguments) -> tuple[str, int]:
-        """What it printed, and its peak resident memory.
-
-        As the process itself finds it: its ru_maxrss would count what the process of the tests held
-        when it was forked.
-        """
-        code = (
-            "import cli, sys; code = cli.main(); "
-            "print(open('/proc/self/status').read(), file=sys.stderr); sys.exit(code)"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True,
-        )  # fmt: skip
-        return ended.stdout, int(re.search(r"VmHWM:\s+(\d+) kB", ended.stderr)[1]) * 1024
+        command = [str(REPOSITORY / "cli.py"), *map(str, arguments)]
+        return printed_and_peak(command, threads=1, what=arguments[0])
 
     told = json.loads(run("inspect", *options, "--json")[0])["memory"]
     _, used = run("compress", *options, "--layers", "1", "-q", "-o", tmp_path / "out")

@@ -37,7 +37,8 @@ def test_what_does_not_fit_is_read_layer_by_layer(metric, inspected, cli, model,
     small = [*small, "--metric", metric, "--protect-first", 0, "--protect-last", 0]
     plenty = inspected("1GiB", "--metric", metric)
     assert (plenty["mode"], plenty["available_bytes"]) == ("resident", 1 << 30)
-    limits = [f"{kib}K" for kib in range(100, 1000, 100)]
+    steps = range(100, 700, 20) if metric == "bi" else range(100, 1000, 100)
+    limits = [f"{kib}K" for kib in steps]
     told = {}
     for limit in limits:
         ended = cli("inspect", model, *small, "--max-memory", limit, "--json")
