@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import PruneCompError
+from prunecomp.errors import INTERRUPTED, PruneCompError
 
 #: What other packages would say on stderr; who sets one of these hears it.
 SILENCE = {
@@ -64,6 +64,11 @@ def interruptible(seconds: float = 5.0) -> Iterator[None]:
     For some `seconds` the next signal is dropped, because it would interrupt the cleaning up:
     Ctrl-C comes twice from impatient users, and from some tools that start this one. What the
     caller has set to be ignored (``nohup``, background jobs) stays so.
+
+    Raises:
+        KeyboardInterrupt: also in place of an error that follows a signal: compiled code may
+            lose the interrupt and make an error of its own of it, as torch does where it asks a
+            Python object for its length.
     """
     last = -math.inf
 
@@ -79,6 +84,10 @@ def interruptible(seconds: float = 5.0) -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        if last == -math.inf or getattr(error, "exit_code", 0) == INTERRUPTED:
+            raise
+        raise KeyboardInterrupt from error
     finally:
         if last == -math.inf:  # else the process is ending, and is not to be disturbed at that
             for number, handler in before.items():
@@ -99,7 +108,7 @@ def explain(
         code, message = error.exit_code, str(error)
     elif isinstance(error, KeyboardInterrupt):
         kept = f"finished rounds are in {resume}" if resume and resume.exists() else ""
-        code, message = 130, f"interrupted; {kept or 'nothing is left behind'}"
+        code, message = INTERRUPTED, f"interrupted; {kept or 'nothing is left behind'}"
     elif isinstance(error, OSError) and error.errno in _NO_SPACE:
         message = f"{output or 'a file'}: cannot be written ({error.strerror}); free some space"
     elif isinstance(error, OSError):

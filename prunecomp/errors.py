@@ -5,6 +5,9 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+#: What a signal has ended: 128 + SIGINT, as shells have it.
+INTERRUPTED = 130
+
 
 class PruneCompError(Exception):
     """Base of all expected failures; anything else that escapes is a bug."""
@@ -55,10 +58,10 @@ class MissingDependencyError(PruneCompError):
 class InterruptedUploadError(PruneCompError):
     """Interrupted when all that is local was done already."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 class InterruptedRunError(PruneCompError):
     """Ctrl-C or SIGTERM, in a command that keeps what it has finished."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,6 +62,22 @@ def strike(monkeypatch, terminal_signals):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment(refused_compress, model, strike, moment):
     strike(MOMENTS[moment], signal.SIGINT)
+    assert refused_compress(model, code=130) == INTERRUPTED
+
+
+@pytest.mark.parametrize("error", [ValueError("not a sequence"), CheckpointError("no such shape")])
+def test_ctrl_c_that_compiled_code_has_made_an_error_of(
+    refused_compress, model, monkeypatch, terminal_signals, error
+):
+    """As torch does with a sequence whose length it asks for; other code may reword that."""
+
+    def lost(*args, **kwargs):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+        raise error
+
+    monkeypatch.setattr(MOMENTS["scoring"], lost)
     assert refused_compress(model, code=130) == INTERRUPTED
 
 
