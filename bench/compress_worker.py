@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from prunecomp.metrics import METRICS
 from prunecomp.pipeline import PlanRequest, empty_plan, resolve_recipe
 from prunecomp.progress import Progress
 from prunecomp.selection import select
+
+#: Seconds: a naive run or one of ours that takes less is repeated.
+SHORT_S = 15.0
 
 
 def strength(layer: int, depth: int) -> float:
@@ -118,16 +122,8 @@ def stock(case: dict[str, Any], dtype: str):
     return model.eval().requires_grad_(False).to(case["device"])
 
 
-def run(kind: str, case: dict[str, Any]) -> dict[str, Any]:
-    """One measurement."""
-    torch.set_num_threads(case["threads"])
-    checkpoint = Checkpoint(Path(case["model"]))
-    case["remove"] = case["remove"] or checkpoint.num_hidden_layers // 4
-    ids = _tokens(case, checkpoint)
-    if kind == "ours":
-        return ours(checkpoint, ids, case)
-    if kind == "plain":
-        return plain(stock(case, case["dtype"]), ids.to(case["device"]), case)
+def naive(ids: torch.Tensor, case: dict[str, Any]) -> dict[str, Any]:
+    """The published procedure, on a model of its own, for it is pruned in place."""
     if case["metric"] == "taylor":
         case = {**case, "device": "cpu", "dtype": "float32"}
     model, ids = stock(case, case["dtype"]), ids.to(case["device"])
@@ -135,6 +131,26 @@ def run(kind: str, case: dict[str, Any]) -> dict[str, Any]:
     cuts = prune(model, ids, case["metric"], case["remove"])
     found = {"time_s": _clock(case["device"]) - start}
     return {**found, "cuts": [{"removed": list(c.removed), "factor": c.factor} for c in cuts]}
+
+
+def repeated(once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is short is done up to three times, as `plain` is, and the median told."""
+    found, times = once(), []
+    times.append(found["time_s"])
+    while len(times) < 3 and sum(times) < SHORT_S:
+        times.append(once()["time_s"])
+    return {**found, "time_s": statistics.median(times), "times_s": times}
+
+
+def run(kind: str, case: dict[str, Any]) -> dict[str, Any]:
+    """One measurement."""
+    torch.set_num_threads(case["threads"])
+    checkpoint = Checkpoint(Path(case["model"]))
+    case["remove"] = case["remove"] or checkpoint.num_hidden_layers // 4
+    ids = _tokens(case, checkpoint)
+    if kind == "plain":
+        return plain(stock(case, case["dtype"]), ids.to(case["device"]), case)
+    return repeated(lambda: ours(checkpoint, ids, case) if kind == "ours" else naive(ids, case))
 
 
 if __name__ == "__main__":

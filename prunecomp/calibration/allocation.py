@@ -19,6 +19,8 @@ import torch
 
 #: What may be held for nothing, beyond what was when it was last given back.
 HELD = 64 << 20
+#: How much memory grows from one look at that to the next.
+GROWN = 8 << 20
 #: Kernels that are kept: more than a layer has shapes, forwards and backwards. And bytes of each.
 KERNELS = 32
 KERNEL = 2 << 20
@@ -46,24 +48,37 @@ def _library() -> ctypes.CDLL | None:
 
 
 class Heap:
-    """The C library's memory of this process."""
+    """The C library's memory of this process.
+
+    Asked how much is in use, it counts all holes, which takes milliseconds where they are many; so
+    it is asked only where memory has grown.
+    """
 
     def __init__(self) -> None:
         self._library, self._process = _library(), psutil.Process()
+        self._seen = self._anonymous()
         self._accepted = self._idle()
 
+    def _anonymous(self) -> int:
+        """Bytes that are resident and no page of a file."""
+        memory = self._process.memory_info()
+        return memory.rss - getattr(memory, "shared", 0)
+
     def _idle(self) -> int:
-        """Bytes that are resident, no page of a file, and not in use; with other mappings."""
+        """Of these, what is not in use; with other mappings."""
         if self._library is None:
             return 0
-        used, memory = self._library.mallinfo2(), self._process.memory_info()
-        return memory.rss - memory.shared - used.uordblks - used.hblkhd
+        used = self._library.mallinfo2()
+        return self._anonymous() - used.uordblks - used.hblkhd
 
     def tidy(self) -> None:
-        """Gives back what is held for nothing, if that has become much."""
-        if self._library is not None and self._idle() > self._accepted + HELD:
+        """Gives back what is held for nothing, if that has become much and memory grows."""
+        if self._library is None or self._anonymous() <= self._seen + GROWN:
+            return
+        if self._idle() > self._accepted + HELD:
             self._library.malloc_trim(0)
             self._accepted = self._idle()
+        self._seen = self._anonymous()
 
 
 def keep_few_kernels() -> None:

@@ -37,6 +37,15 @@ def test_plain_is_the_fastest_way_to_batch(case):
     assert found["time_s"] == min(sorted(each)[1] for each in found["by_batch_size_s"].values())
 
 
+@pytest.mark.parametrize(
+    ("times", "told"), [([1.0, 4.0, 2.0], 2.0), ([8.0, 10.0], 9.0), ([15.0], 15.0)]
+)
+def test_what_is_short_is_repeated(times, told):
+    left = iter(times)
+    found = compress_worker.repeated(lambda: {"time_s": next(left), "cuts": []})
+    assert found == {"time_s": told, "times_s": times, "cuts": []}
+
+
 def test_ratios_are_taken_within_a_turn(case, monkeypatch, tmp_path):
     """A machine that is three times slower in the second turn changes no ratio."""
     times = iter([2.0, 20.0, 4.0, 6.0, 60.0, 12.0, 2.0, 21.0, 3.0])
@@ -48,7 +57,7 @@ def test_ratios_are_taken_within_a_turn(case, monkeypatch, tmp_path):
     output, page = tmp_path / "speed.json", tmp_path / "page.md"
     page.write_text(f"before\n{compress_speed.BEGIN}\nold\n{compress_speed.END}\nbehind\n")
     code = compress_speed.main([
-        "--model", case["model"], "--metrics", "bi", "--quiet",
+        "--model", case["model"], "--metrics", "bi", "--repeats", "3", "--quiet",
         "--output", str(output), "--document", str(page),
     ])  # fmt: skip
     assert code == 0
