@@ -201,14 +201,16 @@ def _touched(
 ) -> dict[int, PartUse]:
     """The uses without pages of the files that nobody reads: most rows of an embedding, a head."""
     outside = uses[OUTSIDE]
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if not host or outside.converted or head is embedding:
+    if not host or outside.converted:
         return dict(uses)
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    tied = outside.numel < embedding.numel() + head.numel()  # of the parameters, one counts
     rows = (load.samples + load.evaluation_samples) * load.seq_len * READ_AROUND
-    read = min(embedding.numel() * embedding.itemsize, rows)
-    read += head.numel() * head.itemsize * load.logits
-    both = (embedding.numel() + head.numel()) * head.itemsize
-    return {**uses, OUTSIDE: replace(outside, weights=max(0, outside.weights - both) + read)}
+    looked_up = min(embedding.nbytes, rows)
+    multiplied = head.nbytes * load.logits
+    mapped = embedding.nbytes + head.nbytes * (not tied)
+    read = max(looked_up, multiplied) if tied else looked_up + multiplied
+    return {**uses, OUTSIDE: replace(outside, weights=outside.weights - mapped + read)}
 
 
 def _always(

@@ -160,6 +160,13 @@ def test_memory_follows_what_is_asked_for(inspected, model):
     assert "gradients" in inspected(model, "--metric", "taylor")["memory"]["moments"]
 
 
+def test_a_tied_head_counts_once(inspected, text_model):
+    """Although it is looked up for the embeddings, and multiplied for the losses."""
+    found = inspected(text_model, "--metric", "ppl", "--dtype", "float32")
+    assert found["tied_head"]
+    assert found["memory"]["parts"]["weights"] == 4 * found["parameters"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
