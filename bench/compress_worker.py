@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.naive import prune
-from prunecomp.calibration.allocation import keep_few_kernels
+from prunecomp.calibration.allocation import prepare
 from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
 from prunecomp.calibration.runner import Runner, default_batch
 from prunecomp.calibration.view import PlannedModel
@@ -96,7 +96,7 @@ def plain(model, ids: torch.Tensor, case: dict[str, Any]) -> dict[str, Any]:
 
 def ours(checkpoint: Checkpoint, ids: torch.Tensor, case: dict[str, Any]) -> dict[str, Any]:
     """Runner and selection, as `make_plan` runs them, without loading and perplexities."""
-    keep_few_kernels()
+    prepare()
     quiet = Progress(quiet=True)
     request = PlanRequest(
         layers=case["remove"], metric=case["metric"], dtype=case["dtype"], device=case["device"]

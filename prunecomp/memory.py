@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from prunecomp.calibration.allocation import HELD, KERNEL, KERNELS, keep_few_kernels
+from prunecomp.calibration.allocation import HELD, KEPT_BLOCK, KERNEL, KERNELS, prepare
 from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
 from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
@@ -31,8 +31,6 @@ from prunecomp.errors import UsageError
 STREAMS = 8
 #: Live tensors of the inner width: gate, up, activation, product.
 INNER = 4
-#: Freed blocks below this stay with the C allocator (the largest M_MMAP_THRESHOLD of glibc).
-KEPT_BLOCK = 32 << 20
 #: What allocators hold beyond what is asked of them, and code that is used later.
 SLACK = 40 << 20
 #: The kernel maps the pages around one that is touched.
@@ -131,7 +129,7 @@ def resident(dtype: torch.dtype) -> int:
 
     Some tiny operations come first, for the code that they bring into memory is big.
     """
-    keep_few_kernels()
+    prepare()
     x = torch.ones(1, 1, 16, 16, dtype=dtype)
     torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
     torch.nn.functional.linear(x[0], x[0, 0]).float().square().mean(-1)

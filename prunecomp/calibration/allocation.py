@@ -1,4 +1,6 @@
-"""Memory that libraries hold for nothing: the C library's holes, and oneDNN's kernels.
+"""How much memory libraries hold that nothing is in: the C library's heap, and oneDNN's kernels.
+
+What is new from the system is slow to touch, so what a layer has freed stays for the next one.
 
 The C library cuts small pieces out of large blocks that were freed, and what lives on in them keeps
 the blocks from being used again: while candidates of `ppl` move through the layers, the holes come
@@ -19,12 +21,16 @@ import torch
 
 #: What may be held for nothing, beyond what was when it was last given back.
 HELD = 64 << 20
+#: What the C library keeps of freed memory when it is not asked: at the heap's end, and the largest
+#: block that is part of the heap, which is the most that it allows.
+KEPT, KEPT_BLOCK = 256 << 20, 32 << 20
 #: How much memory grows from one look at that to the next.
 GROWN = 8 << 20
 #: Kernels that are kept: more than a layer has shapes, forwards and backwards. And bytes of each.
 KERNELS = 32
 KERNEL = 2 << 20
 _CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -81,8 +87,23 @@ class Heap:
         self._seen = self._anonymous()
 
 
-def keep_few_kernels() -> None:
-    """Has oneDNN keep few kernels, if it was not used yet and the environment asks for nothing.
+def prepare() -> None:
+    """Has both libraries keep what is of use, unless the environment asks for something else."""
+    _keep_freed()
+    _keep_few_kernels()
+
+
+def _keep_freed() -> None:
+    library = _library()
+    asked = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    if library is None or any(name in os.environ for name in asked):
+        return
+    library.mallopt(_TRIM_THRESHOLD, KEPT)
+    library.mallopt(_MMAP_THRESHOLD, KEPT_BLOCK)
+
+
+def _keep_few_kernels() -> None:
+    """Has oneDNN keep few kernels, if it was not used yet.
 
     It reads the environment once, when it is first used; processes that we start are to have
     their own way.

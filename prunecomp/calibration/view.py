@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecomp.calibration.attention import FasterAttention, is_faster
 from prunecomp.calibration.weights import OUTSIDE, Weights, skeleton
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.fold import compile_edits
@@ -104,6 +105,8 @@ class PlannedModel:
             self.model, checkpoint, device=device, dtype=dtype, resident=resident,
             placement=placement,
         )  # fmt: skip
+        faster = device.type == "cpu" and dtype == torch.bfloat16 and is_faster()
+        self._attention = FasterAttention() if faster else contextlib.nullcontext()
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
         path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
@@ -173,7 +176,7 @@ class PlannedModel:
         device = self.weights.device_of(original)
         if device != self.device:
             hidden, args, kwargs = _moved((hidden, args, kwargs), device)
-        with self.loaded(original):
+        with self.loaded(original), self._attention:
             out = self._layers[original](hidden, *args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
         return out.to(self.device)

@@ -1,6 +1,10 @@
 """Memory that the C library holds for nothing goes back to the system."""
 
+import json
 import mmap
+import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -51,3 +55,33 @@ def test_nothing_is_asked_while_memory_does_not_grow(monkeypatch):
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(allocation, "_library", lambda: None)
     Heap().tidy()
+
+
+TOUCH = """
+import json, resource, torch
+from prunecomp.calibration import allocation
+allocation.prepare()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        several = [torch.ones(3 << 20, dtype=torch.uint8) for _ in range(4)]
+        del several
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(json.dumps(faults()))
+"""
+
+
+@pytest.mark.skipif(allocation._library() is None, reason="needs glibc 2.33")
+@pytest.mark.parametrize(
+    ("asked", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": str(1 << 20)}, False)]
+)
+def test_what_was_freed_is_used_again(asked, kept):
+    """Unless the environment wants it otherwise; a fault is a page that is new."""
+    ours = {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+    environment = {n: v for n, v in os.environ.items() if n not in ours} | asked
+    found = subprocess.run(
+        [sys.executable, "-c", TOUCH], env=environment, check=True, capture_output=True, text=True
+    )
+    pages = 20 * 4 * (3 << 20) // mmap.PAGESIZE
+    assert (json.loads(found.stdout) < pages / 10) is kept
