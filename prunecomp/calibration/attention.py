@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 BLOCK = 128, 512
 #: Scores that exist at once, if one head and one block are not more.
 SCORES = 1 << 19
+_WIDE = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
 
 
 @functools.cache
@@ -82,7 +83,7 @@ def attention(
     # [n, groups, heads of a group, t, channels]
     split_out = out.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
     query = query.unflatten(1, (groups, -1))
-    keys = key.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    keys = key.transpose(2, 3).to(**_WIDE)
     values = value.contiguous()
     with _products_of_bfloat16():
         for start in range(0, tokens, block):
@@ -90,7 +91,7 @@ def attention(
             seen, bias = _visible(mask, rows)
             sizes = *query.shape[:3], (rows.stop - start) * (seen.stop - seen.start)
             for n, g, h in _pieces(sizes):
-                part = query[n, g, h, rows].float()
+                part = query[n, g, h, rows].to(**_WIDE)
                 shape = *part.shape[:4], -1
                 left, right = part.flatten(2, 3).flatten(0, 1), keys[n, g, :, seen].flatten(0, 1)
                 scores = scratch.take((*left.shape[:2], right.shape[-1]), torch.float32)
