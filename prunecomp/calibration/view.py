@@ -60,6 +60,23 @@ class _Injector(nn.Module):
         return self._hidden if self._as_tuple else self._hidden[0]
 
 
+@contextlib.contextmanager
+def _one_text_each() -> Iterator[None]:
+    """In this block, transformers does not look for several texts in one sample.
+
+    Where it makes masks it would, in positions that are on the device, and so wait for that.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    look = getattr(masking_utils, name, None)  # of 5.0 to 5.19; without it there is a wait at most
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, look)
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     """The value with all tensors in it on another device."""
     if isinstance(value, torch.Tensor):
@@ -163,7 +180,7 @@ class PlannedModel:
         Also learns with which arguments the model calls each layer for this shape.
         """
         recorders = [_Recorder(layer, as_tuple=self._as_tuple) for layer in self._layers]
-        with self.outside(), self._layers_as(recorders):
+        with self.outside(), self._layers_as(recorders), _one_text_each():
             self.model.base_model(input_ids=input_ids, use_cache=False)
         self._calls[tuple(input_ids.shape)] = [recorder.call for recorder in recorders]
         hidden = recorders[0].hidden
@@ -184,7 +201,7 @@ class PlannedModel:
     def logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, t, vocabulary] of the stream that leaves the last layer."""
         injector = _Injector(hidden, self._layers[0], as_tuple=self._as_tuple)
-        with self.outside(), self._layers_as([injector]):
+        with self.outside(), self._layers_as([injector]), _one_text_each():
             return self.model(input_ids=input_ids, use_cache=False).logits
 
     def apply(self, plan: PrunePlan) -> None:

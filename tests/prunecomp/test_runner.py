@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from prunecomp.calibration import losses
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
@@ -236,6 +237,31 @@ def test_boundaries_and_loss_are_those_of_transformers(name, choose, tiny_model,
         magnitude = hidden.abs().mean(dim=1)
         assert torch.allclose(runner.magnitude(boundary), magnitude, rtol=bound, atol=bound)
     assert runner.loss() == pytest.approx(loss(model, tiny_ids), rel=bound)
+
+
+class Waits(TorchFunctionMode):
+    """Counts the calls that wait for the device, whichever that is."""
+
+    WAIT = frozenset({
+        "item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__",
+        "nonzero", "unique", "equal", "allclose", "is_nonzero", "masked_select",
+    })  # fmt: skip
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += getattr(func, "__name__", "") in self.WAIT or "cpu" in args[1:2]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("metric", METRIC_NAMES)
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_nobody_waits_for_the_device_per_batch(metric, budget, choose):
+    counts = []
+    for batch_size in (1, tiny_models.SAMPLES):
+        with Waits() as waits:
+            choose("llama-bias", metric, batch_size=batch_size, cache=CacheBudget(budget))
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.gpu
