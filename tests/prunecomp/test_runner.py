@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from prunecomp.calibration.data import CalibrationSet, TextSource
 from prunecomp.calibration.detours import Detours, bytes_on_device
 from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.view import PlannedModel
-from prunecomp.calibration.weights import Weights
+from prunecomp.calibration.weights import OUTSIDE, Weights
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.metrics import METRICS
@@ -94,6 +95,26 @@ def test_weights_read_layer_by_layer_change_no_bit(metric, fold, choose):
     assert streamed.rounds == whole.rounds
     assert as_many == passes
     assert all(parameter.is_meta for parameter in runner.model.model.parameters())
+
+
+def test_the_next_layer_is_made_while_one_runs(choose, monkeypatch):
+    """By another thread, so that only a layer with which something begins is waited for."""
+    make, elsewhere = Weights._make, []
+
+    def noted(self, groups, part):
+        if threading.current_thread() is not threading.main_thread():
+            elsewhere.append(part)
+        return make(self, groups, part)
+
+    monkeypatch.setattr(Weights, "_make", noted)
+    ahead, passes, _ = choose("qwen2", "bi", resident=False)
+    layers = [part for part in elsewhere if part != OUTSIDE]
+    assert passes - ROUNDS <= len(layers) <= passes
+    monkeypatch.setattr(Weights, "prefetch", lambda self, part: None)
+    elsewhere.clear()
+    plain, _, _ = choose("qwen2", "bi", resident=False)
+    assert not elsewhere
+    assert plain.rounds == ahead.rounds
 
 
 @pytest.mark.parametrize("metric", ["bi", "taylor"])
