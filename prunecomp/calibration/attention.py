@@ -85,7 +85,7 @@ def attention(
     query = query.unflatten(1, (groups, -1))
     keys = key.transpose(2, 3).to(**_WIDE)
     values = value.contiguous()
-    with _products_of_bfloat16():
+    with _by_onednn():
         for start in range(0, tokens, block):
             rows = slice(start, min(start + block, tokens))
             seen, bias = _visible(mask, rows)
@@ -105,8 +105,8 @@ def attention(
 
 
 @contextlib.contextmanager
-def _products_of_bfloat16() -> Iterator[None]:
-    """Matrices in float32 are multiplied as bfloat16, which is what they were here."""
+def _by_onednn() -> Iterator[None]:
+    """Float32 products are oneDNN's; it may round factors to bfloat16, which ours are already."""
     settings = torch.backends.mkldnn.matmul
     before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
