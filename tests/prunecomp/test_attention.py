@@ -105,7 +105,8 @@ def test_samples_do_not_depend_on_their_batch():
     query, key, value = inputs(samples=5, tokens=200)
     together = attention(query, key, value)
     alone = [attention(query[i, None], key[i, None], value[i, None]) for i in range(5)]
-    assert torch.equal(together, torch.cat(alone))
+    # Not bit for bit: some processors' products block one sample and several in other ways.
+    assert error(together, torch.cat(alone).double()) < 2**-9
 
 
 def test_the_setting_is_put_back(monkeypatch):
