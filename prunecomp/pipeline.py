@@ -23,6 +23,7 @@ from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
 from prunecomp.rewrite import rewrite_model
 from prunecomp.selection import check_recipe, select
+from prunecomp.verify import check_source_model
 
 if TYPE_CHECKING:
     from prunecomp.calibration.data import CalibrationSet
@@ -122,6 +123,7 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         device=str(resolve_device(request.device)),
     )
     check_recipe(recipe, checkpoint.family, depth)
+    check_source_model(checkpoint)
     return recipe
 
 

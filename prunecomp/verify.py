@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunecomp.checkpoint.account import check_account
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError, PruneCompError, VerificationError
+from prunecomp.families.base import ModelFamily
 
 
 def meta_model(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -41,6 +44,16 @@ def model_of(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
         ) from error
 
 
+def check_source_model(checkpoint: Checkpoint) -> None:
+    """Refuses, from headers alone, a checkpoint of which a tensor is not accounted for.
+
+    Raises:
+        CheckpointError: transformers cannot build it, or tensors are missing or misshapen.
+        UnsupportedModelError: a tensor of which the family does not say how it is scaled.
+    """
+    check_account(checkpoint, model_of(checkpoint.path))
+
+
 def _layer_signature(module: torch.nn.Module) -> dict[str, Any]:
     """Parameter shapes, and scalar attributes such as a sliding window, of one layer.
 
@@ -55,7 +68,11 @@ def _layer_signature(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _check_tensors(
-    source: Checkpoint, written: Checkpoint, old: torch.nn.Module, new: torch.nn.Module
+    source: Checkpoint,
+    written: Checkpoint,
+    old: torch.nn.Module,
+    new: torch.nn.Module,
+    kept: tuple[int, ...],
 ) -> None:
     """Every parameter of `new` gets a tensor of its shape, and no tensor is without a parameter."""
     parameters = ParameterMap(new, written.dense)
@@ -74,7 +91,7 @@ def _check_tensors(
             ) from error
         found.update((name, tuple(value.shape)) for name, value in made.items())
     # transformers ignores what has no parameter; of the source, that is known
-    known = set(ParameterMap(old, source.dense).unused)
+    known = _renumbered(source.family, ParameterMap(old, source.dense).unused, kept)
     found.update((n, tuple(written.dense.shape(n))) for n in parameters.unused if n not in known)
     tied = getattr(new, "all_tied_weights_keys", {}) if source.tied else {}
     for name in sorted(expected.keys() | found.keys()):
@@ -85,6 +102,19 @@ def _check_tensors(
                 f"the written weights do not fit the written config: {name} is "
                 f"{found.get(name, 'absent')}, {expected.get(name, 'nothing')} is expected"
             )
+
+
+def _renumbered(family: ModelFamily, names: Iterable[str], kept: tuple[int, ...]) -> set[str]:
+    """The names that tensors of the source have once only the layers `kept` are left."""
+    position = {original: number for number, original in enumerate(kept)}
+    found = set()
+    for name in names:
+        where = family.layer_of(name)
+        if where is None:
+            found.add(name)
+        elif where[0] in position:
+            found.add(family.tensor_name(position[where[0]], where[1]))
+    return found
 
 
 def _check_parts(source: Checkpoint, written: Checkpoint, kept: tuple[int, ...]) -> None:
@@ -128,7 +158,7 @@ def check_written(source: Checkpoint, written: Path, kept: tuple[int, ...]) -> l
     except (PruneCompError, ValueError, OSError, TypeError) as error:
         raise VerificationError(f"the written directory does not load: {error}") from error
 
-    _check_tensors(source, result, old, new)
+    _check_tensors(source, result, old, new, kept)
     old_layers = old.get_submodule(source.layers_path)
     new_layers = new.get_submodule(source.layers_path)
     for position, original in enumerate(kept):

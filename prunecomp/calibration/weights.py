@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prunecomp.checkpoint.account import match_parameters, refuse_faults
 from prunecomp.checkpoint.parameters import Group, ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
@@ -130,33 +131,10 @@ class Weights:
 
     def _check_shapes(self) -> None:
         """Ties what the files hold once, and refuses what they do not hold at all."""
-        dense, expected = self._checkpoint.dense, self._model.state_dict()
-        missing, wrong = set(expected), []
-        self._dtypes = {name: value.dtype for name, value in expected.items()}
-        self._targets: dict[str, list[str]] = {}
-        for group in self._map:
-            shapes = {n: torch.empty(dense.shape(n), device="meta") for n in group.sources}
-            try:
-                made = self._map.convert(group, shapes)
-            except (RuntimeError, ValueError) as error:
-                wrong.append(f"{group.sources[0]}: {error}")
-                continue
-            self._targets[group.target] = list(made)
-            missing -= made.keys()
-            for name, value in made.items():
-                if name in expected and value.shape != expected[name].shape:
-                    wrong.append(
-                        f"{name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}"
-                    )
-        self._model.tie_weights(missing_keys=missing, recompute_mapping=False)
-        ignored = self._model._keys_to_ignore_on_load_missing or ()
-        missing = {n for n in missing if not any(re.search(pattern, n) for pattern in ignored)}
-        if absent := [*sorted(missing), *wrong]:
-            first = " ".join(absent[0].split())
-            raise CheckpointError(
-                f"{self._checkpoint.path}: {len(absent)} weights are missing or misshapen "
-                f"({first}); restore the files, or correct the config"
-            )
+        self._dtypes = {name: value.dtype for name, value in self._model.state_dict().items()}
+        matched = match_parameters(self._model, self._map, self._checkpoint)
+        self._targets = matched.targets
+        refuse_faults(self._checkpoint, matched)
 
     def _find_slots(self) -> dict[str, list[tuple[nn.Module, str]]]:
         """Where each parameter goes: to its own place, and to those that are tied to it."""

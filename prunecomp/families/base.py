@@ -32,6 +32,26 @@ UNNORMED_READERS = (
     "mlp.up_proj.weight",
 )
 LAYER_TYPES = PerLayer("layer_types")
+_HEAD = "lm_head.weight"
+#: What neither writes nor reads without a norm, in layers named as Llama's.
+NORMS = ("input_layernorm", "post_attention_layernorm")
+ATTENTION_INSIDE = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+)
+MLP_INSIDE = ("mlp.gate_proj", "mlp.up_proj")
+#: Experts, each a matrix of its own or all of a layer in one tensor, as transformers 5 has them in
+#: memory and writes them with ``save_original_format=False``; the router in front of them.
+EXPERT_WRITERS = ("mlp.experts.*.down_proj.weight", "mlp.experts.down_proj")
+EXPERTS_INSIDE = (
+    "mlp.gate",
+    "mlp.experts.*.gate_proj",
+    "mlp.experts.*.up_proj",
+    "mlp.experts.gate_up_proj",
+)
 
 
 def any_expert(relative: str) -> str:
@@ -56,6 +76,9 @@ class ModelFamily:
             ends in one. All that exist are scaled.
         readers: per layer, relative names of the projections that read the stream without a
             norm; they are scaled by the inverse.
+        others: per layer, all else that the layer may have, as names of tensors or of the modules
+            that hold them: what no fold changes. A tensor of a layer that stands in none of the
+            three lists is refused, for nobody has said whether it takes the factor.
         unit_offset: norms, in a layer or the final one, that multiply by ``1 + w``.
         final_norm: tensors of the norm before the head; empty where it has none.
         head: the output projection; absent from the files when it is tied.
@@ -77,9 +100,10 @@ class ModelFamily:
     embedding: str = "model.embed_tokens.weight"
     writers: tuple[str, ...] = ATTENTION_AND_MLP
     readers: tuple[str, ...] = ()
+    others: tuple[str, ...] = (*NORMS, *ATTENTION_INSIDE, *MLP_INSIDE)
     unit_offset: tuple[str, ...] = ()
     final_norm: tuple[str, ...] = ("model.norm.weight",)
-    head: str = "lm_head.weight"
+    head: str = _HEAD
     depth_key: str = "num_hidden_layers"
     rules: tuple[DepthRule, ...] = (LAYER_TYPES,)
     folds: tuple[str, ...] = ("downstream", "upstream")
@@ -107,7 +131,12 @@ class ModelFamily:
         return bool(config.get("tie_word_embeddings", self.tied_by_default))
 
     def in_files(self, names: Mapping[str, Any]) -> ModelFamily:
-        """The family with the names that these files use: with `base_prefix`, or without."""
+        """The family with the names that these files use: with `base_prefix`, or without.
+
+        The head may have the name that transformers 5 has for it in every model.
+        """
+        if self.head not in names and _HEAD in names:
+            return replace(self, head=_HEAD).in_files(names)
         if any(name.startswith(self.layers + ".") for name in names):
             return self
         bare = self.layers.removeprefix(self.base_prefix)
@@ -138,6 +167,18 @@ class ModelFamily:
         """With which power of the stream's scale a layer's tensor goes: 1, -1 or 0."""
         name = any_expert(relative)
         return (name in self.writers) - (name in self.readers)
+
+    def accounts_for(self, relative: str) -> bool:
+        """Whether the family says of a layer's tensor how it goes with the stream's scale."""
+        name = any_expert(relative)
+        if name in self.writers or name in self.readers or name in self.others:
+            return True
+        return name.rpartition(".")[0] in self.others
+
+    def is_outside(self, tensor: str) -> bool:
+        """Whether a tensor outside of the layers is one that the family speaks of."""
+        known = {self.embedding, *self.embeddings, *self.final_norm, self.head}
+        return tensor in known or tensor == self.head.replace(".weight", ".bias")
 
     def reason_against(self, config: Mapping[str, Any]) -> str | None:
         """Why this very checkpoint cannot be compressed; None where it can."""

@@ -1,7 +1,7 @@
 """BLOOM: a norm on the embedding starts the stream, so a tied head is never touched."""
 
 from prunecomp.families._rules import Requires
-from prunecomp.families.base import ModelFamily
+from prunecomp.families.base import NORMS, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="bloom",
@@ -19,6 +19,7 @@ FAMILY = ModelFamily(
         "mlp.dense_4h_to_h.weight",
         "mlp.dense_4h_to_h.bias",
     ),
+    others=(*NORMS, "self_attention.query_key_value", "mlp.dense_h_to_4h"),
     final_norm=("transformer.ln_f.weight", "transformer.ln_f.bias"),
     depth_key="n_layer",
     tied_by_default=True,

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunecomp.families._rules import Config, DepthRule, FirstLayers, Kept, Requires
-from prunecomp.families.base import LAYER_TYPES, ModelFamily
+from prunecomp.families.base import (
+    ATTENTION_AND_MLP,
+    ATTENTION_INSIDE,
+    EXPERT_WRITERS,
+    EXPERTS_INSIDE,
+    LAYER_TYPES,
+    MLP_INSIDE,
+    NORMS,
+    ModelFamily,
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,20 @@ FAMILY = ModelFamily(
     model_type="ernie4_5_moe",
     architectures=("Ernie4_5_MoeForCausalLM",),
     writers=(
-        "self_attn.o_proj.weight",
-        "self_attn.o_proj.bias",
-        "mlp.down_proj.weight",
-        "mlp.down_proj.bias",
-        "mlp.experts.*.down_proj.weight",
+        *ATTENTION_AND_MLP,
+        *EXPERT_WRITERS,
         "mlp.shared_experts.down_proj.weight",
         "mlp.shared_experts.down_proj.bias",
+    ),
+    others=(
+        *NORMS,
+        *ATTENTION_INSIDE,
+        *MLP_INSIDE,
+        *EXPERTS_INSIDE,
+        "mlp.moe_statics",
+        "mlp.gate.moe_statics",
+        "mlp.shared_experts.gate_proj",
+        "mlp.shared_experts.up_proj",
     ),
     tied_by_default=True,
     released="ERNIE 4.5 21B-A3B, 300B-A47B",

@@ -10,6 +10,7 @@ FAMILY = ModelFamily(
         "post_feedforward_layernorm.weight",
     ),
     readers=UNNORMED_READERS,
+    others=("self_attn.q_norm", "self_attn.k_norm", "self_attn.o_proj", "mlp.down_proj"),
     released="EXAONE 4",
     tiny=(
         {"sliding_window": 6, "sliding_window_pattern": 3},

@@ -1,6 +1,6 @@
 """Falcon, both decoder generations; parallel or sequential, rotary or ALiBi."""
 
-from prunecomp.families.base import ModelFamily
+from prunecomp.families.base import NORMS, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="falcon",
@@ -14,6 +14,13 @@ FAMILY = ModelFamily(
         "self_attention.dense.bias",
         "mlp.dense_4h_to_h.weight",
         "mlp.dense_4h_to_h.bias",
+    ),
+    others=(
+        *NORMS,
+        "ln_attn",
+        "ln_mlp",
+        "self_attention.query_key_value",
+        "mlp.dense_h_to_4h",
     ),
     final_norm=("transformer.ln_f.weight", "transformer.ln_f.bias"),
     tied_by_default=True,

@@ -1,6 +1,6 @@
 """Gemma 2: each sub-block ends in a norm, which multiplies by 1 + w and writes to the stream."""
 
-from prunecomp.families.base import ModelFamily
+from prunecomp.families.base import ATTENTION_INSIDE, MLP_INSIDE, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="gemma2",
@@ -8,6 +8,14 @@ FAMILY = ModelFamily(
     writers=(
         "post_attention_layernorm.weight",
         "post_feedforward_layernorm.weight",
+    ),
+    others=(
+        "input_layernorm",
+        "pre_feedforward_layernorm",
+        *ATTENTION_INSIDE,
+        "self_attn.o_proj",
+        *MLP_INSIDE,
+        "mlp.down_proj",
     ),
     unit_offset=(
         "post_attention_layernorm.weight",

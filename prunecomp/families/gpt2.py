@@ -14,6 +14,7 @@ FAMILY = ModelFamily(
     embeddings=("transformer.wte.weight", "transformer.wpe.weight"),
     embedding="transformer.wte.weight",
     writers=("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
+    others=("ln_1", "ln_2", "attn.c_attn", "mlp.c_fc"),
     final_norm=("transformer.ln_f.weight", "transformer.ln_f.bias"),
     depth_key="n_layer",
     tied_by_default=True,

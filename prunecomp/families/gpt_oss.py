@@ -3,7 +3,7 @@
 The published MXFP4 files have power-of-two scales, into which a factor cannot be folded exactly.
 """
 
-from prunecomp.families.base import ModelFamily
+from prunecomp.families.base import ATTENTION_INSIDE, NORMS, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="gpt_oss",
@@ -13,6 +13,14 @@ FAMILY = ModelFamily(
         "self_attn.o_proj.bias",
         "mlp.experts.down_proj",
         "mlp.experts.down_proj_bias",
+    ),
+    others=(
+        *NORMS,
+        *ATTENTION_INSIDE,
+        "self_attn.sinks",
+        "mlp.router",
+        "mlp.experts.gate_up_proj",
+        "mlp.experts.gate_up_proj_bias",
     ),
     removal_unit=2,
     removal_reason=(

@@ -10,6 +10,7 @@ FAMILY = ModelFamily(
     embeddings=("transformer.wte.weight",),
     embedding="transformer.wte.weight",
     writers=("attn.out_proj.weight", "mlp.fc_out.weight", "mlp.fc_out.bias"),
+    others=("ln_1", "attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
     final_norm=("transformer.ln_f.weight", "transformer.ln_f.bias"),
     depth_key="n_layer",
     released="GPT-J 6B",

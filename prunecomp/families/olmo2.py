@@ -1,6 +1,6 @@
 """OLMo 2: sub-blocks read the stream as it is, and end in a norm."""
 
-from prunecomp.families.base import UNNORMED_READERS, ModelFamily
+from prunecomp.families.base import ATTENTION_INSIDE, UNNORMED_READERS, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="olmo2",
@@ -10,6 +10,7 @@ FAMILY = ModelFamily(
         "post_feedforward_layernorm.weight",
     ),
     readers=UNNORMED_READERS,
+    others=(*ATTENTION_INSIDE, "self_attn.o_proj", "mlp.down_proj"),
     released="OLMo 2",
     tiny=({},),
 )

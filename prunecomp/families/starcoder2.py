@@ -1,6 +1,6 @@
 """StarCoder2: LayerNorm, biases everywhere."""
 
-from prunecomp.families.base import ModelFamily
+from prunecomp.families.base import ATTENTION_INSIDE, NORMS, ModelFamily
 
 FAMILY = ModelFamily(
     model_type="starcoder2",
@@ -11,6 +11,7 @@ FAMILY = ModelFamily(
         "mlp.c_proj.weight",
         "mlp.c_proj.bias",
     ),
+    others=(*NORMS, *ATTENTION_INSIDE, "mlp.c_fc"),
     final_norm=("model.norm.weight", "model.norm.bias"),
     tied_by_default=True,
     released="StarCoder2",
