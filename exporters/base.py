@@ -27,10 +27,12 @@ class Source:
     Attributes:
         checkpoint: the model directory.
         plan: applied on the way; None exports the directory as it stands.
+        check: whether the model of the plan is run beside its source.
     """
 
     checkpoint: Checkpoint
     plan: PrunePlan | None
+    check: bool = True
 
     @contextlib.contextmanager
     def directory(self, beside: Path, progress: Progress) -> Iterator[Path]:
@@ -40,16 +42,18 @@ class Source:
         written to a hidden place in `beside`, and removed afterwards.
 
         Raises:
+            CheckpointError: a weight is NaN or infinite.
             PlanError: the plan belongs to another model.
         """
         if self.plan is None:
+            self.checkpoint.sha256()  # looks at every value that nobody has looked at before
             yield self.checkpoint.path
             return
         from prunecomp.pipeline import apply_plan
 
         made = beside / ".source"
         try:
-            apply_plan(self.checkpoint, self.plan, made, progress=progress)
+            apply_plan(self.checkpoint, self.plan, made, compare=self.check, progress=progress)
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)

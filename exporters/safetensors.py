@@ -42,7 +42,7 @@ def _export(source: Source, target: Path, options: argparse.Namespace, progress:
     limit = math.inf if options.single_file else options.max_shard_size
     done = rewrite_model(
         source.checkpoint, source.plan, target, progress=progress, max_shard_bytes=limit,
-        dtype=DTYPES[options.dtype] if options.dtype else None,
+        dtype=DTYPES[options.dtype] if options.dtype else None, compare=source.check,
     )  # fmt: skip
     return {"dtype": options.dtype or "as stored", **dataclasses.asdict(done)}
 

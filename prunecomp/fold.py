@@ -33,7 +33,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from prunecomp.errors import NumericError, UsageError
+from prunecomp.errors import CheckpointError, NumericError, PruneCompError, UsageError
 from prunecomp.families.base import ModelFamily
 from prunecomp.plan import PrunePlan
 from prunecomp.quantization.base import Held
@@ -112,11 +112,22 @@ class TensorEdit:
                 value += self.scale - 1.0
             scaled = value.to(dtype)
         if not _all_finite(scaled):
-            raise NumericError(
-                f"{self.source}: times {self.scale:.6g} does not fit {dtype} (largest "
-                f"value {tensor.abs().max().item():.6g}); use --fold downstream or bfloat16"
-            )
+            raise self._reason(tensor, dtype)
         return scaled
+
+    def _reason(self, tensor: torch.Tensor, dtype: torch.dtype) -> PruneCompError:
+        """Why the value is not finite."""
+        if not _all_finite(tensor):
+            return CheckpointError(
+                f"{self.source} holds NaN or infinity, so the model gives no numbers; restore the "
+                "file, or repeat the merge or conversion that made it"
+            )
+        narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
+        advice = "use --fold downstream or bfloat16" if narrow else "no dtype holds it; plan anew"
+        return NumericError(
+            f"{self.source}: times {self.scale:.6g} does not fit {dtype} (largest value "
+            f"{tensor.to(torch.float32).abs().max().item():.6g}); {advice}"
+        )
 
 
 def choose_fold(fold: str, family: ModelFamily, *, tied: bool) -> str:

@@ -75,6 +75,7 @@ class Written:
     nbytes: int
     source_nbytes: int
     checks: list[str] = field(default_factory=list)
+    comparison: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "output": str(self.output)}
@@ -300,23 +301,34 @@ def apply_plan(
     output: Path,
     *,
     overwrite: bool = False,
+    compare: bool = True,
+    max_memory: str | None = None,
     progress: Progress,
 ) -> Written:
-    """Writes the model of `plan` into `output`, without running anything.
+    """Writes the model of `plan` into `output`.
 
     The directory appears when it is complete and checked, or not at all.
+
+    Args:
+        compare: run a few tokens through what was written and through the source, layer by layer.
+        max_memory: that this may use, such as ``4GiB``; None for what is free.
 
     Raises:
         PlanError: the plan belongs to another model.
         UsageError: `output` exists or cannot be written.
         VerificationError: what was written does not load as what was planned.
     """
+    from prunecomp.device import parse_bytes
+
     source_parameters = checkpoint.dense.parameters(checkpoint)
     with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
-        done = rewrite_model(checkpoint, plan, partial, progress=progress)
+        done = rewrite_model(
+            checkpoint, plan, partial, progress=progress, compare=compare,
+            max_memory=None if max_memory is None else parse_bytes(max_memory),
+        )  # fmt: skip
         written = Written(
             output, sorted([*done.files, "README.md", MANIFEST_FILE]), done.parameters,
-            source_parameters, done.nbytes, checkpoint.index.nbytes, done.checks,
+            source_parameters, done.nbytes, checkpoint.index.nbytes, done.checks, done.comparison,
         )  # fmt: skip
         card = model_card(
             plan,
@@ -325,7 +337,10 @@ def apply_plan(
             nbytes=(done.nbytes, checkpoint.index.nbytes),
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
-        write_manifest(partial, plan, checks=done.checks, edited_tensors=done.edited_tensors)
+        write_manifest(
+            partial, plan, checks=done.checks, comparison=done.comparison,
+            edited_tensors=done.edited_tensors,
+        )  # fmt: skip
     return written
 
 
@@ -336,8 +351,12 @@ def compress(
     *,
     name: str,
     overwrite: bool = False,
+    compare: bool = True,
     progress: Progress,
 ) -> tuple[PrunePlan, Written]:
     """`make_plan`, then `apply_plan`."""
     plan = make_plan(checkpoint, request, name=name, progress=progress)
-    return plan, apply_plan(checkpoint, plan, output, overwrite=overwrite, progress=progress)
+    return plan, apply_plan(
+        checkpoint, plan, output, overwrite=overwrite, compare=compare,
+        max_memory=request.max_memory if plan.recipe.device == "cpu" else None, progress=progress,
+    )  # fmt: skip

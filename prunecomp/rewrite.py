@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from prunecomp.checkpoint.account import check_account
 from prunecomp.checkpoint.files import carry_over, write_config
 from prunecomp.checkpoint.index import CheckpointIndex
-from prunecomp.checkpoint.layout import Shard, guessed, layout, saved_as
+from prunecomp.checkpoint.layout import Saved, Shard, guessed, layout, saved_as
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
@@ -30,6 +33,7 @@ class Rewritten:
     nbytes: int
     edited_tensors: int
     checks: list[str]
+    comparison: dict[str, Any] = field(default_factory=dict)
 
 
 def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) -> None:
@@ -71,28 +75,38 @@ def _write_weights(
         checkpoint.learn_sha256(file, digest)
         check_source(checkpoint, plan, read=False)
 
-    def write(shards: Sequence[Shard]) -> None:
-        unread = plan is not None and None in checkpoint.known_sha256().values()
+    def ask() -> Saved:
+        model = model_of(checkpoint.path, dtype)
+        check_account(checkpoint, model)
+        return saved_as(checkpoint, model, dtype)
+
+    def write(shards: Sequence[Shard], asked: Future[Saved]) -> None:
+        def done(nbytes: int) -> None:
+            if asked.done():
+                asked.result()  # raises what is wrong with the checkpoint, before all is copied
+            bar.update(nbytes)
+
+        unread = None in checkpoint.known_sha256().values()
         total = sum(checkpoint.index[edit.source].nbytes for edit in edits)
         with progress.bar(total, "writing", unit="B") as bar:
             write_weights(
-                target, checkpoint, shards, on_written=bar.update,
-                on_digest=compare if unread else None,
+                target, checkpoint, shards, on_written=done,
+                on_digest=compare if unread and plan is not None else None, scan=unread,
             )  # fmt: skip
 
     guess = guessed(checkpoint) if dtype is None else None
     # before the thread starts, so that no two threads import the same packages
     attempt = layout(checkpoint, edits, guess, max_shard_bytes) if guess else []
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lambda: saved_as(checkpoint, model_of(checkpoint.path, dtype), dtype))
+        asked = pool.submit(ask)
         if attempt:
-            write(attempt)
+            write(attempt, asked)
         saved = asked.result()
     shards = layout(checkpoint, edits, saved, max_shard_bytes)
     if shards != attempt:
         for shard in attempt:
             (target / shard.name).unlink()
-        write(shards)
+        write(shards, asked)
     return write_index(target, checkpoint, shards, saved)
 
 
@@ -103,9 +117,11 @@ def rewrite_model(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: float | None = None,
+    compare: bool = True,
+    max_memory: int | None = None,
     progress: Progress,
 ) -> Rewritten:
-    """Fills the empty directory `target` with the model of `plan`, without running anything.
+    """Fills the empty directory `target` with the model of `plan`, and checks it.
 
     Weight files are compared with the plan while they are copied, so that they are read once.
 
@@ -113,8 +129,12 @@ def rewrite_model(
         plan: None keeps all layers.
         dtype: of floating tensors; None keeps theirs.
         max_shard_bytes: of tensors in one file; None splits as the source is split.
+        compare: run what was written beside the source, see `prunecomp.comparison`.
+        max_memory: bytes that the comparison may use; None for what is free.
 
     Raises:
+        CheckpointError: a tensor is missing, or holds NaN or infinity.
+        UnsupportedModelError: the family does not say of a tensor whether it takes the factor.
         PlanError: the plan belongs to another model.
         NumericError: a value does not fit its new dtype.
         VerificationError: what was written does not load as what was planned.
@@ -134,10 +154,32 @@ def rewrite_model(
     )  # fmt: skip
     files += carry_over(checkpoint.path, target)
     write_config(target, checkpoint, None if plan is None else kept, dtype=dtype)
+    checks, comparison = check_written(checkpoint, target, kept), {}
+    if compare and plan is not None:
+        comparison = _compare(checkpoint, target, plan, max_memory, progress)
+        checks.append("runs-as-planned")
     return Rewritten(
         sorted([*files, "config.json"]),
         checkpoint.dense.parameters({edit.source for edit in edits}),
         CheckpointIndex(target).nbytes,
         sum(not edit.is_identity for edit in edits),
-        check_written(checkpoint, target, kept),
+        checks,
+        comparison,
     )
+
+
+def _compare(
+    checkpoint: Checkpoint, target: Path, plan: PrunePlan, limit: int | None, progress: Progress
+) -> dict[str, Any]:
+    """What the comparison found, as plain data."""
+    from prunecomp.comparison import compare_with_source
+
+    found = compare_with_source(
+        checkpoint, Checkpoint(target), plan, limit=limit, progress=progress
+    )
+    progress.say(
+        f"checked: on {found.tokens} tokens, layers differ by at most {found.layers:.1e} of what "
+        f"they add, logits by {found.logits:.1e} ({found.bytes_read / 1e9:.2f} GB read again, "
+        f"{found.seconds:.1f} s; --no-check leaves this out)"
+    )
+    return dataclasses.asdict(found)

@@ -19,7 +19,7 @@ from prunecomp.calibration.cache import ActivationCache, CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.detours import Detours
 from prunecomp.calibration.losses import loss_gradient, sample_losses
-from prunecomp.calibration.stats import cosine_sums, magnitudes, token_norms
+from prunecomp.calibration.stats import NOT_FINITE, cosine_sums, magnitudes, token_norms
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.distributed import Group
 from prunecomp.errors import NumericError
@@ -44,9 +44,7 @@ def _mean(sums: torch.Tensor, terms: int) -> float:
     """
     value = float(sums.sum()) / (len(sums) * terms)
     if not math.isfinite(value):
-        raise NumericError(
-            "the hidden states or losses are not finite; use --dtype bfloat16 or float32"
-        )
+        raise NumericError(NOT_FINITE)
     return value
 
 

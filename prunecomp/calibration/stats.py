@@ -15,6 +15,11 @@ from prunecomp.errors import NumericError
 
 #: Elements that are widened to fp32 at once on a CPU, so that they stay in its cache.
 _CACHED_ELEMENTS = 1 << 17
+#: Of a stream or a loss; that the weights are finite was seen before, when they were hashed.
+NOT_FINITE = (
+    "the hidden states or losses are not finite, though all weights are: with --dtype float16 use "
+    "bfloat16 or float32; otherwise weights are damaged, or far too large"
+)
 _SMALLEST_NORM = 1e-8  # as torch's cosine_similarity has it
 
 
@@ -93,7 +98,7 @@ def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
         NumericError: the stream is not finite, or zero in every channel.
     """
     if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
-        raise NumericError("the hidden states are not finite; use --dtype bfloat16 or float32")
+        raise NumericError(NOT_FINITE)
     present = before > 0
     if not present.any():
         raise NumericError("the hidden states are zero; the checkpoint has no usable weights")

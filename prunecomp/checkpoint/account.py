@@ -18,18 +18,7 @@ from torch import nn
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError, UnsupportedModelError
-
-#: Buffers that earlier versions of transformers stored, and that later ones compute: tables of
-#: rotary embeddings, and the mask of attention. No version reads them from the files.
-_STORED_BUFFER = re.compile(
-    r"(^|\.)(inv_freq|cos_cached|sin_cached|masked_bias)$"
-    r"|(^|\.)(attn|self_attn|attention|self_attention)\.(bias|mask|causal_mask)$"
-)
-
-
-def is_stored_buffer(name: str) -> bool:
-    """Whether a tensor has the name of a buffer that models compute for themselves."""
-    return _STORED_BUFFER.search(name) is not None
+from prunecomp.families.base import is_stored_buffer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""SHA-256 of files, remembered from one command to the next.
+"""SHA-256 of weight files, remembered from one command to the next.
+
+Who computes a digest looks at every value on the way, so a file whose digest is remembered holds
+no NaN and no infinity.
 
 A digest belongs to a file as it was: device, inode, size, and the times of its last modification
 and change. The system sets the last of these itself, so a file that was touched in any way since is
@@ -16,6 +19,8 @@ from pathlib import Path
 #: Smaller files are read as fast as looked up.
 SMALLEST_BYTES = 16 << 20
 _MOST = 2000
+#: Begins the keys of files whose values were looked at; earlier versions did not.
+_FINITE = "finite:"
 #: Times have a resolution: what changed so lately could change again without showing it.
 _SETTLED_NS = 2 * 10**9
 
@@ -43,7 +48,7 @@ def recall(path: Path) -> str | None:
     """The digest, if the file has not changed since `remember`."""
     if path.stat().st_size < SMALLEST_BYTES:
         return None
-    digest = _known().get(stamp(path))
+    digest = _known().get(_FINITE + stamp(path))
     return digest if isinstance(digest, str) and len(digest) == 64 else None
 
 
@@ -60,8 +65,9 @@ def remember(path: Path, digest: str, *, read_as: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         place = _place()
         place.parent.mkdir(parents=True, exist_ok=True)
-        known = {k: v for k, v in _known().items() if k != read_as}
-        entries = dict([*known.items(), (read_as, digest)][-_MOST:])
+        key = _FINITE + read_as
+        known = {k: v for k, v in _known().items() if k != key}
+        entries = dict([*known.items(), (key, digest)][-_MOST:])
         partial = place.with_name(f"{place.name}.{os.getpid()}")
         partial.write_text(json.dumps(entries, indent=0) + "\n", encoding="utf-8")
         partial.replace(place)

@@ -14,13 +14,16 @@ from safetensors import safe_open
 
 from prunecomp.checkpoint import digests
 from prunecomp.checkpoint.dense import DenseView
+from prunecomp.checkpoint.finite import FiniteScan
 from prunecomp.checkpoint.index import CheckpointIndex, read_json
 from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.families import family_for
+from prunecomp.families.base import is_stored_buffer
 from prunecomp.quantization import quantization_of
 from prunecomp.quantization.base import Held, Quantized
 
 CONFIG_FILE = "config.json"
+_CHUNK_BYTES = 1 << 20
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -153,13 +156,30 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.index)
 
+    def scan(self, file: Path) -> FiniteScan:
+        """What looks for values that are no numbers in one of the weight files.
+
+        Not in what is no part of the model: buffers that it computes, and layers that only
+        predict ahead.
+        """
+        extra = self.family.extra_layers(self.config)
+        return FiniteScan([
+            spec for name, spec in self.index.items()
+            if spec.file == file and not is_stored_buffer(name)
+            and (self.family.layer_of(name) or (-1,))[0] not in extra
+        ])  # fmt: skip
+
     def sha256(self) -> dict[str, str]:
-        """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
+        """Digest of config.json and of each weight file, as ``{file name: hex}``; read once.
+
+        Raises:
+            CheckpointError: a weight is NaN or infinite. What is remembered was looked at, too.
+        """
         known = self.known_sha256()
         unread = [path for path in self._hashed() if known[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            for path, digest in zip(unread, pool.map(_file_sha256, unread), strict=True):
+            for path, digest in zip(unread, pool.map(self._read_all, unread), strict=True):
                 self.learn_sha256(path.name, digest)
         return {path.name: self._sha256[path.name] for path in self._hashed()}
 
@@ -176,8 +196,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                     self._sha256[path.name] = known
         return {path.name: self._sha256.get(path.name) for path in self._hashed()}
 
+    def _read_all(self, file: Path) -> str:
+        scan, digest = self.scan(file), hashlib.sha256()
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        with file.open("rb", buffering=0) as source:
+            while count := source.readinto(buffer):
+                scan.feed(buffer[:count])
+                digest.update(buffer[:count])
+        return digest.hexdigest()
+
     def learn_sha256(self, file: str, digest: str) -> None:
-        """Takes the digest of a file from whoever has read all of it, after `known_sha256`."""
+        """Takes the digest of a file from whoever has read all of it, after `known_sha256`.
+
+        All of its values were found to be finite on the way.
+        """
         self._sha256[file] = digest
         digests.remember(self.path / file, digest, read_as=self._stamps[file])
 

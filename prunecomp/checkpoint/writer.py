@@ -240,23 +240,30 @@ class _Follower:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _hashing(on_digest: Callable[[str, str], None]) -> Callable[[_Window], None]:
-    """What hashes window after window, and calls `on_digest` at the end of each file."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
+def _reading(
+    checkpoint: Checkpoint, on_digest: Callable[[str, str], None] | None
+) -> Callable[[_Window], None]:
+    """What looks at window after window for values that are no numbers, and hashes if asked to."""
+    scan, digest = None, hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
 
     def do(window: _Window) -> None:
-        nonlocal digest
+        nonlocal scan, digest
+        scan = scan or checkpoint.scan(window.file)
         with window.file.open("rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
             start, end = window.start, size if window.end is None else window.end
             while start < end:
                 part = buffer[: end - start]
                 _read(source, start, part)
-                digest.update(part)
+                scan.feed(part)
+                if on_digest is not None:
+                    digest.update(part)
                 start += len(part)
         if window.end is None:
-            found, digest = digest, hashlib.sha256()
-            on_digest(window.file.name, found.hexdigest())
+            found, digest, scan = digest, hashlib.sha256(), None
+            if on_digest is not None:
+                on_digest(window.file.name, found.hexdigest())
 
     return do
 
@@ -268,6 +275,7 @@ def write_weights(
     *,
     on_written: Callable[[int], None] = lambda nbytes: None,
     on_digest: Callable[[str, str], None] | None = None,
+    scan: bool = False,
 ) -> None:
     """Writes the weights of `checkpoint` as `shards` into `directory`.
 
@@ -275,9 +283,10 @@ def write_weights(
         on_written: called with a number of source bytes whenever so many are done.
         on_digest: called in another thread with name and SHA-256 of each source file, once it is
             read; what it raises is raised here. None does not compute them.
+        scan: look at every value of the source, as is done where digests are computed.
 
     Raises:
-        CheckpointError: a source file has become shorter.
+        CheckpointError: a source file has become shorter, or a value in it is NaN or infinite.
         NumericError: a value does not fit its new dtype.
     """
     for shard in shards:
@@ -295,8 +304,8 @@ def write_weights(
         _write_window, on_written=done, turns=turns, one_at_a_time=threading.Lock()
     )
     followers = [_Follower(write, windows, threads=_WRITERS)]
-    if on_digest is not None:
-        followers.append(_Follower(_hashing(on_digest), windows))
+    if scan or on_digest is not None:
+        followers.append(_Follower(_reading(checkpoint, on_digest), windows))
     threads, turn_s = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(1)  # there are enough threads
     sys.setswitchinterval(_TURN_S)

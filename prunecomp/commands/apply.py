@@ -1,4 +1,4 @@
-"""``apply``: the model of a plan, written without running anything."""
+"""``apply``: the model of a plan, written and compared with its source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 
 from prunecomp.commands._request import plan_lines, print_written
-from prunecomp.commands.base import Command, add_output, open_model, print_document
+from prunecomp.commands.base import (
+    Command,
+    add_check,
+    add_output,
+    open_model,
+    print_document,
+)
 from prunecomp.progress import Progress
 
 
@@ -14,6 +20,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the model that the plan was made for")
     parser.add_argument("plan", type=Path, help="plan, or prunecomp.json of a compressed model")
     add_output(parser, "DIR", "directory to write")
+    add_check(parser)
     parser.add_argument("--rounds", type=int, metavar="K", help="only the plan's first K rounds")
 
 
@@ -22,6 +29,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.checkpoint.output import check_output
     from prunecomp.plan import read_plan
     from prunecomp.rewrite import check_source
+    from prunecomp.verify import check_source_model
 
     plan = read_plan(args.plan)
     if args.rounds is not None:
@@ -30,18 +38,20 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
     if args.dry_run:
         check_source(checkpoint, plan)
+        check_source_model(checkpoint)
         print_document(args, {"dry_run": True, "plan": plan.to_json()}, plan_lines(plan))
         return 0
     written = pipeline.apply_plan(
-        checkpoint, plan, args.output, overwrite=args.overwrite, progress=progress
-    )
+        checkpoint, plan, args.output, overwrite=args.overwrite, compare=args.check,
+        progress=progress,
+    )  # fmt: skip
     print_written(args, plan, written)
     return 0
 
 
 COMMAND = Command(
     30,
-    "write the model of a plan, without running it",
+    "write the model of a plan",
     _add,
     _run,
     "example:\n  cli.py apply MODEL plan.json --rounds 4 -o out/minus-4",

@@ -51,6 +51,15 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None
     )
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """``--no-check``, of a command that applies a plan."""
+    parser.add_argument(
+        "--no-check", dest="check", action="store_false",
+        help="do not run what was written beside the source, on a few tokens and one layer at a "
+        "time, before it appears: saves reading the weights of both once more",
+    )  # fmt: skip
+
+
 def open_model(model: str, *, ahead: bool = False) -> Checkpoint:
     """The checkpoint that a user names, fetched from the hub where it is there.
 

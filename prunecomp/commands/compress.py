@@ -10,7 +10,14 @@ from prunecomp.commands._request import (
     print_written,
     request_of,
 )
-from prunecomp.commands.base import MODEL_HELP, Command, add_output, name_of, open_model
+from prunecomp.commands.base import (
+    MODEL_HELP,
+    Command,
+    add_check,
+    add_output,
+    name_of,
+    open_model,
+)
 from prunecomp.distributed import is_first
 from prunecomp.progress import Progress
 
@@ -25,6 +32,7 @@ examples:
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     add_output(parser, "DIR", "directory to write")
+    add_check(parser)
     add_request(parser)
 
 
@@ -44,7 +52,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         return 0
     plan, written = pipeline.compress(
         checkpoint, request_of(args), args.output, name=name,
-        overwrite=args.overwrite, progress=progress,
+        overwrite=args.overwrite, compare=args.check, progress=progress,
     )  # fmt: skip
     print_written(args, plan, written)
     return 0

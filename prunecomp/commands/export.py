@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporters import EXPORTERS
-from prunecomp.commands.base import MODEL_HELP, Command, add_output, open_model, print_document
+from prunecomp.commands.base import (
+    MODEL_HELP,
+    Command,
+    add_check,
+    add_output,
+    open_model,
+    print_document,
+)
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 
@@ -34,6 +41,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--plan", type=Path, metavar="FILE", help="apply this plan on the way")
     parser.add_argument("--rounds", type=int, metavar="K", help="only the plan's first K rounds")
+    add_check(parser)
     parser.add_argument(
         "--base-model", metavar="OWNER/NAME",
         help="hub repository of the source, for the model card, where its name does not say it",
@@ -136,9 +144,11 @@ def _shown(value: Any) -> str:
 
 def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan | None) -> None:
     from prunecomp.rewrite import check_source
+    from prunecomp.verify import check_source_model
 
     if plan is not None:
         check_source(checkpoint, plan)
+    check_source_model(checkpoint)
     document = {
         "dry_run": True, "model": str(checkpoint.path), "format": args.format,
         "bytes_to_read": checkpoint.index.nbytes, "output": str(args.output),
@@ -168,7 +178,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     if args.dry_run:
         _dry_run(args, checkpoint, plan)
         return 0
-    source = Source(checkpoint, plan)
+    source = Source(checkpoint, plan, check=args.check)
     with output_directory(args.output, overwrite=args.overwrite, source=checkpoint.path) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)

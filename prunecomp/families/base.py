@@ -54,6 +54,19 @@ EXPERTS_INSIDE = (
 )
 
 
+#: Buffers that earlier versions of transformers stored, and that later ones compute: tables of
+#: rotary embeddings, and the mask of attention. Nothing reads them from the files any more.
+_STORED_BUFFER = re.compile(
+    r"(^|\.)(inv_freq|cos_cached|sin_cached|masked_bias)$"
+    r"|(^|\.)(attn|self_attn|attention|self_attention)\.(bias|mask|causal_mask)$"
+)
+
+
+def is_stored_buffer(name: str) -> bool:
+    """Whether a tensor has the name of a buffer that models compute for themselves."""
+    return _STORED_BUFFER.search(name) is not None
+
+
 def any_expert(relative: str) -> str:
     """A name inside a layer with ``*`` for the number of the expert."""
     return re.sub(r"\.\d+\.", ".*.", relative)

@@ -92,8 +92,8 @@ def test_apply_does_not_read_again_what_plan_has_read(
     model = shutil.copytree(tiny_directory("llama-tied"), tmp_path / "model")
     time.sleep(0.05)
     plan, hashed = str(tmp_path / "plan.json"), []
-    real = writer._hashing
-    monkeypatch.setattr(writer, "_hashing", lambda done: hashed.append(1) or real(done))
+    real = writer._reading
+    monkeypatch.setattr(writer, "_reading", lambda *of: hashed.append(1) or real(*of))
     options = ["--calibration", str(tiny_tokens), "--layers", "1", "-q"]
     assert cli.main(["plan", str(model), "-o", plan, *options]) == 0
     assert cli.main(["apply", str(model), plan, "-o", str(tmp_path / "one"), "-q"]) == 0
