@@ -14,7 +14,6 @@ Letters: t tokens, d channels. One layer of one model is in memory at a time.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,6 @@ class Agreement:
         computed: the dtype in which layers were computed.
         tokens: how many there were.
         bytes_read: of weights, of both models.
-        seconds: that it took.
     """
 
     layers: float
@@ -60,7 +58,6 @@ class Agreement:
     computed: str
     tokens: int
     bytes_read: int
-    seconds: float
 
 
 def _widened(value: Any) -> Any:
@@ -275,7 +272,7 @@ def compare_with_source(
     Raises:
         VerificationError: it is another model.
     """
-    started, wide = time.monotonic(), _is_wide(source, limit)
+    wide = _is_wide(source, limit)
     both = _Comparison(source, written, plan, wide)
     ids, cuts = _tokens(both.source), _cuts(plan)
     hidden, scale = both.embeddings(ids), 1.0
@@ -293,5 +290,4 @@ def compare_with_source(
         layers=both.layers, logits=logits,
         computed="float32" if wide else str(_stored_dtype(source)).removeprefix("torch."),
         tokens=ids.shape[1], bytes_read=source.index.nbytes - gone + written.index.nbytes,
-        seconds=time.monotonic() - started,
     )  # fmt: skip

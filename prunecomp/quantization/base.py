@@ -161,6 +161,7 @@ class Quantized:
                 role = found.role(last)
                 assert role is not None
                 self.held[tensors[last]] = Held(f"{module}.weight", role)
+        self._check_codes(specs, where=where)
         if not self.weights:
             raise CheckpointError(
                 f"{where}: config.json speaks of {found.method}, but no weight is quantised; "
@@ -194,6 +195,16 @@ class Quantized:
                 f"{where}: {module} has {scale} but not {needed}; complete the download"
             )
         self.weights[logical] = parts
+
+    def _check_codes(self, specs: Mapping[str, Spec], *, where: str) -> None:
+        """Refuses codes whose scale the format is not known to have, such as fused experts'."""
+        for name, spec in specs.items():
+            if name not in self.held and spec.dtype.startswith(("F4", "F6_", "F8_")):
+                raise UnsupportedModelError(
+                    f"{where}: {name} is {spec.dtype}, and nothing says which tensor is its scale; "
+                    "of quantised experts, each must be a matrix of its own: save the model with "
+                    "save_pretrained(DIR, save_original_format=True)"
+                )
 
     def unread(self, layers: str) -> str | None:
         """A setting that speaks of layers by number where the format is not known to."""
