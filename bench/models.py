@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.schema import Model
-from prunecomp.checkpoint.index import CheckpointIndex
+from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError, UsageError
 from prunecomp.families import family_for
 from prunecomp.pipeline import MANIFEST_FILE

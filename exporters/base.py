@@ -38,22 +38,24 @@ class Source:
     def directory(self, beside: Path, progress: Progress) -> Iterator[Path]:
         """An ordinary model directory of it, for exporters that need one.
 
-        Without a plan it is the checkpoint's own, which must not be changed; with one it is
-        written to a hidden place in `beside`, and removed afterwards.
+        Without a plan it is the checkpoint's own, which must not be changed, unless no other
+        reader would find the weights in it; else it is written to a hidden place in `beside`, and
+        removed afterwards.
 
         Raises:
             CheckpointError: a weight is NaN or infinite.
             PlanError: the plan belongs to another model.
         """
-        if self.plan is None:
+        if self.plan is None and not self.checkpoint.index.wrapped:
             self.checkpoint.sha256()  # looks at every value that nobody has looked at before
             yield self.checkpoint.path
             return
-        from prunecomp.pipeline import apply_plan
+        from prunecomp.rewrite import rewrite_model
 
         made = beside / ".source"
         try:
-            apply_plan(self.checkpoint, self.plan, made, compare=self.check, progress=progress)
+            made.mkdir()
+            rewrite_model(self.checkpoint, self.plan, made, compare=self.check, progress=progress)
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)

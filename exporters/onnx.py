@@ -44,8 +44,11 @@ def _load(source: Path, dtype: str) -> nn.Module:
 
 def _write_config(source: Path, target: Path, dtype: str) -> None:
     """The config as it stands, with the type of what is computed, and without remote code."""
+    from prunecomp.checkpoint.files import IMPLEMENTATION_KEYS
+
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("auto_map", None)
+    for key in ("auto_map", *IMPLEMENTATION_KEYS):
+        config.pop(key, None)
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -14,9 +14,9 @@ import torch
 
 from prunecomp.checkpoint.account import check_account
 from prunecomp.checkpoint.files import carry_over, write_config
-from prunecomp.checkpoint.index import CheckpointIndex
 from prunecomp.checkpoint.layout import Saved, Shard, guessed, layout, saved_as
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
 from prunecomp.fold import TensorEdit, compile_edits

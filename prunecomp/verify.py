@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunecomp.checkpoint.account import check_account
+from prunecomp.checkpoint.files import stock_config
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError, PruneCompError, VerificationError
@@ -21,9 +22,9 @@ def meta_model(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
     Args:
         dtype: that it is made in; None leaves that to transformers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = stock_config(path)
     with torch.device("meta"):
         options = {} if dtype is None else {"dtype": dtype}
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
@@ -124,12 +125,12 @@ def _check_parts(source: Checkpoint, written: Checkpoint, kept: tuple[int, ...])
     """
 
     def stored(checkpoint: Checkpoint, numbers: dict[int, int]) -> dict[tuple[int, str], object]:
-        located = ((checkpoint.family.layer_of(n), spec) for n, spec in checkpoint.index.items())
+        located = ((checkpoint.family.layer_of(n), n, s) for n, s in checkpoint.index.items())
         return {
             (numbers[where[0]], where[1]): (
-                spec.dtype if spec.name in checkpoint.held else "another dtype", spec.shape
+                spec.dtype if name in checkpoint.held else "another dtype", spec.shape
             )
-            for where, spec in located
+            for where, name, spec in located
             if where is not None and where[0] in numbers
         }  # fmt: skip
 

@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from prunecomp.checkpoint.account import match_parameters, refuse_faults
+from prunecomp.checkpoint.files import stock_config
 from prunecomp.checkpoint.parameters import Group, ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
@@ -48,12 +48,12 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         CheckpointError: transformers cannot build it from the config.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = stock_config(checkpoint.path)
         if checkpoint.quantized is not None and hasattr(config, checkpoint.quantized.key):
             delattr(config, checkpoint.quantized.key)  # what is built is not quantised
         with init_empty_weights(include_buffers=False):
@@ -75,10 +75,10 @@ class _Files:
     def __call__(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
-        file: Path = self._index[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
-        return self._open[file].get_tensor(name)
+        spec = self._index[name]
+        if spec.file not in self._open:
+            self._open[spec.file] = safe_open(spec.file, framework="pt")
+        return self._open[spec.file].get_tensor(spec.name)
 
 
 class Weights:

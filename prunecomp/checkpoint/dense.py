@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 
 import torch
 
-from prunecomp.checkpoint.index import CheckpointIndex
+from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError
 from prunecomp.quantization.base import Held, Quantized
 

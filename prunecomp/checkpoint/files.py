@@ -6,38 +6,44 @@ import json
 import shutil
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunecomp.checkpoint.reader import CONFIG_FILE, Checkpoint
+from prunecomp.checkpoint.carried import CONFIG_FILE, carried_files
+from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import UnsupportedModelError
 
-#: Tokenizer, generation defaults, chat templates and licences do not depend on depth. Anything
-#: else (other weight formats, training state, Python code) is left behind.
-CARRIED = (
-    "tokenizer*", "*.tiktoken", "tekken.json", "vocab*", "merges.txt", "*.model",
-    "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "chat_template*", "additional_chat_templates", "LICENSE*", "LICENCE*", "NOTICE*",
-    "USE_POLICY*",
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+#: How attention and experts are computed is for whoever loads a model to choose, and may need a
+#: package or a GPU that is not here.
+IMPLEMENTATION_KEYS = (
+    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
+    "experts_implementation", "_experts_implementation",
 )  # fmt: skip
+#: Of what is carried over, the files that can point at Python code.
+_POINTING = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def carry_over(source: Path, target: Path) -> list[str]:
-    """Copies what `CARRIED` names; returns the names, sorted. Links are resolved."""
-    found = {path.name for pattern in CARRIED for path in source.glob(pattern)}
-    names = sorted(name for name in found if not name.endswith(".py"))
+    """Copies the files of `carried_files`; returns their names, sorted.
+
+    Raises:
+        CheckpointError: see `carried_files`.
+    """
+    names = carried_files(source)
     for name in names:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
-        else:
-            shutil.copyfile(source / name, target / name)
-    _drop_auto_map(target / "tokenizer_config.json")
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    for name in _POINTING:
+        _drop_auto_map(target / name)
     return names
 
 
 def _drop_auto_map(path: Path) -> None:
-    """Removes the pointer to a tokenizer's Python code, which is not carried over."""
+    """Removes the pointer to Python code, which is not carried over."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -46,16 +52,27 @@ def _drop_auto_map(path: Path) -> None:
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def stock_config(directory: Path) -> PreTrainedConfig:
+    """The config as transformers reads it, less its wishes for how things are computed.
+
+    Raises:
+        Exception: transformers does not accept it; of any kind.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
 def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The config as transformers resolves it: defaults and generated per-layer lists filled in.
 
     Raises:
         UnsupportedModelError: transformers does not accept the config.
     """
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = stock_config(checkpoint.path)
     except Exception as error:  # a config with values of a wrong kind can raise anything in there
         # The reason stands on any of the message's lines; a report takes one.
         reason = shorten(str(error) or repr(error), width=300, placeholder=" ...")
@@ -75,7 +92,8 @@ def write_config(
     """Writes the config of the reduced depth and returns it.
 
     ``auto_map`` is dropped: it points at Python files of the source repository, which are never
-    run and not carried over; the stock class is the one that was compressed.
+    run and not carried over; the stock class is the one that was compressed. So are
+    `IMPLEMENTATION_KEYS`, and ``transformers_weights``, as the files have other names now.
 
     Args:
         kept: layers; None keeps all, and the config as it stands.
@@ -85,7 +103,8 @@ def write_config(
     if kept is not None:
         config = checkpoint.family.rewrite_config(config, resolved_config(checkpoint), kept)
         config.update(checkpoint.quantization_settings(kept))
-    config.pop("auto_map", None)
+    for key in ("auto_map", "transformers_weights", *IMPLEMENTATION_KEYS):
+        config.pop(key, None)
     if dtype is not None:
         keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
         config.update(dict.fromkeys(keys, str(dtype).removeprefix("torch.")))

@@ -28,11 +28,17 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 
 _MAX_HEADER = 100_000_000  # the limit of the format's own reader
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: where it is and what it is. `offset` counts from the start of the file."""
+    """One tensor: where it is and what it is.
+
+    Attributes:
+        name: in the file.
+        offset: of its first byte, from the start of the file.
+    """
 
     name: str
     dtype: str
@@ -60,12 +66,31 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuses what a clone without git-lfs has in place of a file.
+
+    Raises:
+        CheckpointError: it is such a pointer.
+    """
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(_POINTER))
+    except OSError:
+        return  # who reads it in earnest says why
+    if found == _POINTER:
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in "
+            f"{path.parent}, or download it again"
+        )
+
+
 def read_header(path: Path) -> list[TensorSpec]:
     """All tensors of one safetensors file, in file order.
 
     Raises:
         CheckpointError: unreadable, truncated, or in violation of the format.
     """
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -109,86 +134,3 @@ def _spec(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
     if not sound or bits % 8 or end - begin != bits // 8:
         raise _damaged(path, f"tensor {name} has offsets that do not fit its shape and dtype")
     return TensorSpec(name, dtype, shape, path, data_start + begin, end - begin)
-
-
-def _files(directory: Path) -> tuple[list[Path], Mapping[str, str] | None]:
-    """The weight files, and the index's weight map where the checkpoint is sharded."""
-    index = directory / INDEX_FILE
-    if index.exists():
-        document = read_json(index)
-        weight_map = document.get("weight_map") if isinstance(document, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: has no weight_map; restore the file")
-        for file in weight_map.values():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(
-                    f"{index}: names {file!r}, which is not a file of this directory; restore it"
-                )
-            if not (directory / file).is_file():
-                raise CheckpointError(
-                    f"{index}: names {file}, which is missing; complete the download"
-                )
-        return [directory / f for f in sorted(set(weight_map.values()))], weight_map
-    if (directory / SINGLE_FILE).is_file():
-        return [directory / SINGLE_FILE], None
-    pickles = sorted(p.name for e in ("*.bin", "*.pt", "*.pth") for p in directory.glob(e))
-    if pickles:
-        raise CheckpointError(
-            f"{directory}: holds only pickled weights ({pickles[0]}), which can run code when "
-            "loaded; convert them in a place that you trust with AutoModelForCausalLM"
-            ".from_pretrained(DIR).save_pretrained(NEW_DIR), which writes safetensors"
-        )
-    raise CheckpointError(
-        f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; name a model directory"
-    )
-
-
-class CheckpointIndex(Mapping[str, TensorSpec]):
-    """All tensors of a model directory by name, in shard order and then file order.
-
-    Attributes:
-        files: the weight files.
-        sharded: whether the directory has an index.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.files, weight_map = _files(directory)
-        self.sharded = weight_map is not None
-        self._specs: dict[str, TensorSpec] = {}
-        for file in self.files:
-            # transformers and vLLM take all that a named file holds, the last file's where two
-            # hold a tensor; the index only tells them which files to open.
-            self._specs.update((spec.name, spec) for spec in read_header(file))
-        missing = sorted(set(weight_map or ()) - set(self._specs))
-        if missing:
-            raise CheckpointError(
-                f"{directory / INDEX_FILE}: places {missing[0]} in {weight_map[missing[0]]}, "
-                "which does not hold it; complete the download"
-            )
-
-    def __getitem__(self, name: str) -> TensorSpec:
-        return self._specs[name]
-
-    def __iter__(self):
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(spec.nbytes for spec in self.values())
-
-    @property
-    def numel(self) -> int:
-        """Number of parameters."""
-        return sum(spec.numel for spec in self.values())
-
-    @property
-    def largest_file(self) -> int:
-        """Bytes of tensors in the fullest weight file."""
-        sizes = dict.fromkeys(self.files, 0)
-        for spec in self.values():
-            sizes[spec.file] += spec.nbytes
-        return max(sizes.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,16 +12,19 @@ import torch
 from safetensors import safe_open
 
 from prunecomp.checkpoint import digests
+from prunecomp.checkpoint.carried import CONFIG_FILE
 from prunecomp.checkpoint.dense import DenseView
+from prunecomp.checkpoint.directory import check_directory
 from prunecomp.checkpoint.finite import FiniteScan
-from prunecomp.checkpoint.index import CheckpointIndex, read_json
+from prunecomp.checkpoint.index import read_json
+from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.families import family_for
 from prunecomp.families.base import is_stored_buffer
+from prunecomp.quantization import KEYS as QUANTIZATION_KEYS
 from prunecomp.quantization import quantization_of
 from prunecomp.quantization.base import Held, Quantized
 
-CONFIG_FILE = "config.json"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -46,22 +48,18 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             CheckpointError: missing, damaged or inconsistent.
             UnsupportedModelError: not an architecture that can be compressed.
         """
-        if not path.is_dir():
-            kind = "is not a directory" if path.exists() else "no such directory"
-            raise CheckpointError(f"{path}: {kind}; name a model directory with a {CONFIG_FILE}")
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise CheckpointError(f"{path}: cannot read the directory; check its permissions")
-        if not (path / CONFIG_FILE).is_file():
-            raise CheckpointError(f"{path}: has no {CONFIG_FILE}; name a model directory")
+        check_directory(path)
         self.path = path
         self.config: dict[str, Any] = read_json(path / CONFIG_FILE)
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
         family = family_for(self.config, where=str(path))
-        quantization = quantization_of(self.config, where=str(path))
+        self._check_token_ids()
         self.layers_path = family.layers
-        self.index = CheckpointIndex(path)
+        self.index = CheckpointIndex(path, family)
         self.family = family.in_files(self.index)
+        self._check_leftover_settings()
+        quantization = quantization_of(self.config, where=str(path))
         self._sha256: dict[str, str] = {}
         self._stamps: dict[str, str] = {}
         self._check_depth()
@@ -89,14 +87,52 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 f"disagree about layer {odd[0]}; restore the file that is wrong"
             )
 
+    def _check_token_ids(self) -> None:
+        """Refuses a padding token that no embedding has: transformers cannot build the model."""
+        token, size = self.config.get("pad_token_id"), self.config.get("vocab_size")
+        if isinstance(token, int) and isinstance(size, int) and not -size <= token < size:
+            raise CheckpointError(
+                f"{self.path / CONFIG_FILE}: pad_token_id is {token}, outside the vocabulary "
+                f"(vocab_size is {size}); correct it, or set it to null"
+            )
+
+    def _check_leftover_settings(self) -> None:
+        """Refuses settings of a quantisation of which the weights show no trace.
+
+        Some readers would quantise such weights on loading; nobody can say whether that is meant.
+        """
+        key = next((key for key in QUANTIZATION_KEYS if self.config.get(key)), None)
+        if key is None or not self._is_plain():
+            return
+        settings = self.config[key]
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise CheckpointError(
+            f"{self.path / CONFIG_FILE}: {key} speaks of {str(method)[:40]!r}, but no weight is "
+            f"quantised; delete {key} if these are the weights that you want, else restore them"
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether all tensors are floating values in a common format, and some of them weights."""
+        floats, buffers = {"F64", "F32", "F16", "BF16"}, {"I64", "BOOL"}
+        return all(spec.dtype in floats | buffers for spec in self.index.values()) and any(
+            name.endswith(".weight") and self.family.layer_of(name) for name in self.index
+        )
+
     def _check_unquantized(self) -> None:
         """Refuses codes without the settings that say what they stand for."""
         for name, spec in self.index.items():
-            if spec.dtype.startswith(("F4", "F6_", "F8_")) or name.endswith(".qweight"):
-                raise CheckpointError(
-                    f"{self.path}: {name} is {spec.dtype}, but {CONFIG_FILE} has no "
-                    "quantization_config; restore it"
+            if not (spec.dtype.startswith(("F4", "F6_", "F8_")) or name.endswith(".qweight")):
+                continue
+            if (self.path / "hf_quant_config.json").exists():
+                raise UnsupportedModelError(
+                    f"{self.path}: is quantised by ModelOpt (hf_quant_config.json; {name} is "
+                    f"{spec.dtype}), a format that is not supported; compress the unquantised "
+                    "model, then quantise the result"
                 )
+            raise CheckpointError(
+                f"{self.path}: {name} is {spec.dtype}, but {CONFIG_FILE} has no "
+                "quantization_config; restore it"
+            )
 
     def _check_names(self, quantized: Quantized) -> None:
         """Refuses settings that could not be renumbered, before anything long is done."""
@@ -145,7 +181,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         spec = self.index[name]
         with safe_open(spec.file, framework="pt") as file:
-            return file.get_tensor(name)
+            return file.get_tensor(spec.name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.index  # a Mapping's own way would read the tensor
@@ -211,7 +247,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         All of its values were found to be finite on the way.
         """
         self._sha256[file] = digest
-        digests.remember(self.path / file, digest, read_as=self._stamps[file])
+        path = next(path for path in self._hashed() if path.name == file)
+        digests.remember(path, digest, read_as=self._stamps[file])
 
 
 def _file_sha256(path: Path) -> str:
