@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from typing import Any
 
 from bench.accuracy import run as accuracy
 from bench.quantities import Estimate
+from bench.raw import is_ours
 from bench.records import parse, plain, read_document
 from bench.schema import Frontier, FrontierPoint
 from prunecomp import pipeline
+from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.checkpoint.output import check_output_file, write_text
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import PruneCompError, UsageError
@@ -33,6 +34,16 @@ from prunecomp.progress import Progress
 
 SCHEMA_VERSION = 1
 KIND = "prunecomp-frontier"
+_FILES = {"request.json", "plan.json", "measured.json", "frontier.json", "frontier.svg",
+          "frontier-retained.svg"}  # fmt: skip
+_MODELS = ".models-"
+
+
+def _is_ours(name: str) -> bool:
+    """Whether this module wrote a file of this name; a killed run leaves models of depths."""
+    return (
+        name in _FILES or name.startswith(_MODELS) or (name.startswith("raw/") and is_ours(name))
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class Study:
         """Starts the directory, or goes on in it.
 
         Raises:
-            UsageError: it holds something else.
+            UsageError: it holds something else, too.
         """
         identity = {
             "kind": KIND, "model": self.checkpoint.sha256(),
@@ -122,7 +133,7 @@ class Study:
                     f"{self.output}: holds the frontier of other options or another model; repeat "
                     "its options, choose another --output, or add --overwrite"
                 )
-            shutil.rmtree(self.output)
+            remove_ours(self.output, _is_ours)
         self._write("request.json", identity)
 
     def _read(self, file: str) -> dict[str, Any]:
@@ -204,7 +215,7 @@ class Study:
             if depth in known:
                 continue
             name = f"minus-{depth}"
-            with tempfile.TemporaryDirectory(prefix=".models-", dir=self.output) as folder:
+            with tempfile.TemporaryDirectory(prefix=_MODELS, dir=self.output) as folder:
                 path = Path(folder) / name
                 pipeline.apply_plan(self.checkpoint, part, path, progress=self.progress)
                 found = accuracy.run(

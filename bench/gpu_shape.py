@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.script import script
 from prunecomp.checkpoint.output import output_directory
+from prunecomp.manifest import write_manifest
 
 #: config.json of Llama-3-8B.
 LLAMA_3_8B: dict[str, Any] = {
@@ -50,6 +51,7 @@ def write_shape(directory: Path, config: dict[str, Any], *, removed: int, overwr
         (partial / "config.json").write_text(
             json.dumps({**config, "num_hidden_layers": depth}, indent=2) + "\n", encoding="utf-8"
         )
+        write_manifest(partial, None)
 
 
 @script

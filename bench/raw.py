@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.checkpoint.output import write_text
 from prunecomp.errors import UsageError
+
+
+def is_ours(name: str) -> bool:
+    """Whether `bench` or `frontier` wrote a file of this name, relative to the run's directory."""
+    folder, _, file = name.partition("/")
+    if not file:
+        return name in {"report.json", "report.md", "report.html"}
+    if folder == "logs":
+        return file.endswith(".log")
+    return folder == "raw" and file.endswith((".json", ".jsonl", ".partial", "/log.txt"))
 
 
 class Raw:
@@ -37,14 +47,13 @@ class Raw:
         write_text(self.path(name), json.dumps(document) + "\n", overwrite=True)
 
     def clear(self) -> None:
-        """Removes an earlier run: its pieces, logs and report."""
-        run = self.directory.parent
-        if self.read("settings") is None:
-            return
-        for folder in (self.directory, run / "logs"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in run.glob("report.*"):
-            file.unlink()
+        """Removes an earlier run: its pieces, logs and report; all else stays.
+
+        Raises:
+            UsageError: what is not ours lies among them.
+        """
+        if self.read("settings") is not None:
+            remove_ours(self.directory.parent, is_ours, among=("raw", "logs"))
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Begins a run, or goes on with one of the same settings.

@@ -27,10 +27,19 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(directory: Path, plan: PrunePlan | None, **facts: Any) -> None:
-    """Writes the manifest of `directory`; `plan` is what its layers went through, if anything."""
+    """Writes the manifest of `directory`, which is complete but for it.
+
+    It lists all files, so that only these are ever replaced.
+
+    Args:
+        plan: what the layers went through, if anything.
+    """
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*")
+             if not path.is_dir()}  # fmt: skip
     document = {
         "schema_version": MANIFEST_VERSION,
         "prunecomp": versions()["prunecomp"],
+        "files": sorted(files | {MANIFEST_FILE}),
         **facts,
         **({} if plan is None else {"plan": plan.to_json()}),
     }

@@ -321,7 +321,9 @@ def apply_plan(
     from prunecomp.device import parse_bytes
 
     source_parameters = checkpoint.dense.parameters(checkpoint)
-    with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
+    with output_directory(
+        output, overwrite=overwrite, source=checkpoint.path, note=progress.say
+    ) as partial:
         done = rewrite_model(
             checkpoint, plan, partial, progress=progress, compare=compare,
             max_memory=None if max_memory is None else parse_bytes(max_memory),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from prunecomp.checkpoint.account import check_account
+from prunecomp.checkpoint.carried import left_behind
 from prunecomp.checkpoint.files import carry_over, write_config
 from prunecomp.checkpoint.layout import Saved, Shard, guessed, layout, saved_as
 from prunecomp.checkpoint.reader import Checkpoint
@@ -111,6 +112,15 @@ def _write_weights(
     return write_index(target, checkpoint, shards, saved)
 
 
+def _carry_over(checkpoint: Checkpoint, target: Path, progress: Progress) -> list[str]:
+    """Copies what goes along, and says what does not; returns the names of the files."""
+    carried = carry_over(checkpoint.path, target)
+    if left := left_behind(checkpoint.path, carried):
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        progress.say(f"note: not carried over: {', '.join(left[:5])}{more}")
+    return carried
+
+
 def rewrite_model(
     checkpoint: Checkpoint,
     plan: PrunePlan | None,
@@ -153,7 +163,7 @@ def rewrite_model(
         checkpoint, plan, edits, target, dtype=dtype, max_shard_bytes=max_shard_bytes,
         progress=progress,
     )  # fmt: skip
-    files += carry_over(checkpoint.path, target)
+    files += _carry_over(checkpoint, target, progress)
     write_config(target, checkpoint, None if plan is None else kept, dtype=dtype)
     checks, comparison = check_written(checkpoint, target, kept), {}
     if compare and plan is not None:

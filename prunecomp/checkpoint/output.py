@@ -6,13 +6,21 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from prunecomp.checkpoint.foreign import refuse_foreign
+from prunecomp.checkpoint.ownership import hold, is_abandoned, own_id
 from prunecomp.errors import UsageError
 
 _MARK = ".prunecomp-partial-"
 _MAX_NAME = 200  # bytes; file systems allow 255, and the partial's name is longer than the output's
+
+Note = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """For what is written unattended."""
 
 
 def check_output(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
@@ -22,8 +30,8 @@ def check_output(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         source: the model directory that is read, which the output must leave alone.
 
     Raises:
-        UsageError: it exists (and `overwrite` is not given), its parent cannot be written, or it
-            would change `source`.
+        UsageError: it exists (and `overwrite` is not given, or it holds what prunecomp did not
+            write), its parent cannot be written, or it would change `source`.
     """
     with _refusing(path, source) as where:
         if where.is_symlink() or where.exists():
@@ -35,12 +43,7 @@ def check_output(path: Path, *, overwrite: bool, source: Path | None = None) -> 
                 )
             if where.is_mount():
                 raise UsageError(f"{path}: is a mount point; choose a directory inside it")
-            found = [p.name for p in where.iterdir()]
-            if found and "config.json" not in found:
-                raise UsageError(
-                    f"{path}: --overwrite replaces model directories only, and this one has no "
-                    "config.json; choose another --output"
-                )
+            refuse_foreign(path)
 
 
 def check_output_file(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
@@ -114,34 +117,38 @@ def _check_apart(path: Path, source: Path) -> None:
 
 @contextlib.contextmanager
 def output_directory(
-    path: Path, *, overwrite: bool = False, source: Path | None = None
+    path: Path, *, overwrite: bool = False, source: Path | None = None, note: Note = _silent
 ) -> Iterator[Path]:
     """Yields a new directory beside `path`, which becomes `path` if the block succeeds.
 
     Whatever ends the block otherwise, an interrupt included, removes the directory again. What
-    a killed process left behind is removed by the next run for the same `path`.
+    a killed process left behind is removed by the next run for the same `path`, where that process
+    ran on this machine; else it stays.
+
+    Args:
+        note: is told what stays.
 
     Raises:
         UsageError: see `check_output`.
     """
     check_output(path, overwrite=overwrite, source=source)
-    with _beside(path) as partial:
-        partial.mkdir()
+    with _beside(path, note) as partial:
         yield partial
         _move_into_place(partial, path, overwrite=overwrite)
 
 
 @contextlib.contextmanager
-def output_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def output_file(path: Path, *, overwrite: bool = False, note: Note = _silent) -> Iterator[Path]:
     """The same for a file, which the block creates under the name that it gets.
 
     Raises:
         UsageError: see `check_output_file`.
     """
     check_output_file(path, overwrite=overwrite)
-    with _beside(path) as partial:
-        yield partial
-        partial.replace(_real(path))
+    with _beside(path, note) as partial:
+        yield partial / _real(path).name
+        (partial / _real(path).name).replace(_real(path))
+        partial.rmdir()
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
@@ -155,37 +162,56 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Yields a free name next to `path`, making its parents; a failure undoes all of it."""
+def _beside(path: Path, note: Note) -> Iterator[Path]:
+    """Yields a new directory next to `path`, making its parents; a failure undoes all of it."""
     where = _real(path)
     missing = [p for p in where.parents if not p.exists()]
-    partial = where.with_name(f".{where.name}{_MARK}{os.getpid()}")
+    partial = where.with_name(f".{where.name}{_MARK}{own_id()}")
+    made = False
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(where)
-        yield partial
+        _remove_stale(where, note)
+        with _made(partial):
+            made = True
+            yield partial
     except BaseException:
-        _remove(partial)
-        _undo_swap(where)
+        if made:  # else it is another thread's
+            _remove(partial)
+            _undo_swap(where)
         for parent in missing:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
 
 
+@contextlib.contextmanager
+def _made(partial: Path) -> Iterator[None]:
+    """Makes a directory that is held from the moment on at which others may look at it."""
+    while True:
+        partial.mkdir()
+        with hold(partial):
+            if partial.exists():  # nobody has taken it for abandoned, just before
+                yield
+                return
+
+
 def _old(where: Path) -> Path:
-    return where.with_name(f".{where.name}{_MARK}{os.getpid()}.old")
+    return where.with_name(f".{where.name}{_MARK}{own_id()}.old")
 
 
 def _move_into_place(partial: Path, path: Path, *, overwrite: bool) -> None:
     where = _real(path)
-    if where.exists():
-        if not overwrite:
-            raise UsageError(f"{path}: has appeared meanwhile; choose another --output")
-        where.rename(_old(where))
-    partial.rename(where)
-    _remove(_old(where))
-    _remove_stale(where)
+    if not where.exists():
+        partial.rename(where)
+    elif not overwrite:
+        raise UsageError(f"{path}: has appeared meanwhile; choose another --output")
+    else:
+        refuse_foreign(path)  # once more: the work may have taken hours
+        with hold(where):
+            where.rename(_old(where))
+            partial.rename(where)
+            _remove(_old(where))
+    _remove_stale(where, _silent)
 
 
 def _undo_swap(where: Path) -> None:
@@ -203,28 +229,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_stale(where: Path) -> None:
+def _remove_stale(where: Path, note: Note) -> None:
     """Removes what killed processes left; the previous output only once there is one again."""
     for left in where.parent.iterdir():
         if not left.name.startswith(f".{where.name}{_MARK}"):
             continue
         owner = left.name.rpartition(_MARK)[2]
-        if not _is_running(owner.removesuffix(".old")) and (
-            not owner.endswith(".old") or where.exists()
-        ):
-            _remove(left)
-
-
-def _is_running(pid: str) -> bool:
-    """Whether another process has this id; ours is then one that an earlier container had."""
-    if not pid.isdecimal():
-        return True  # not a name of ours
-    if int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        with is_abandoned(left, owner.removesuffix(".old")) as abandoned:
+            if abandoned and (not owner.endswith(".old") or where.exists()):
+                _remove(left)
+        if abandoned is None:
+            note(
+                f"note: {left} belongs to a run on another machine, in another container or of an "
+                "older version, and may be in use; delete it if that run has ended"
+            )

@@ -179,7 +179,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         _dry_run(args, checkpoint, plan)
         return 0
     source = Source(checkpoint, plan, check=args.check)
-    with output_directory(args.output, overwrite=args.overwrite, source=checkpoint.path) as target:
+    with output_directory(
+        args.output, overwrite=args.overwrite, source=checkpoint.path, note=progress.say
+    ) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)
     document: dict[str, Any] = {"output": str(args.output), "format": args.format, "facts": facts}

@@ -27,9 +27,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _one(args: argparse.Namespace) -> None:
-    from prunecomp.families import REFUSED
+    from prunecomp.families import REFUSED, did_you_mean_type
     from prunecomp.families._table import detail_lines, refused_lines, table
-    from prunecomp.registry import did_you_mean
 
     rows = {row["model_type"]: row for row in table()}
     if args.type in REFUSED:
@@ -39,7 +38,7 @@ def _one(args: argparse.Namespace) -> None:
     if args.type not in rows:
         raise UsageError(
             f"{args.type}: not a model type that is supported, or refused for a known reason"
-            f"{did_you_mean(args.type, [*rows, *REFUSED])}; `families` lists those that are "
+            f"{did_you_mean_type(args.type, [*rows, *REFUSED])}; `families` lists those that are "
             "supported, `inspect MODEL` takes a model"
         )
     print_document(args, rows[args.type], detail_lines(rows[args.type]))

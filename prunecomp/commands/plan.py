@@ -85,7 +85,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         if args.save_tokens:  # written now, but there only when the plan is
-            file = stack.enter_context(output_file(args.save_tokens, overwrite=args.overwrite))
+            file = stack.enter_context(
+                output_file(args.save_tokens, overwrite=args.overwrite, note=progress.say)
+            )
             save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
         plan = pipeline.make_plan(
             checkpoint, request, name=name, progress=progress, resume=resume, on_round=save

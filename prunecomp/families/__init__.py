@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from prunecomp.errors import UnsupportedModelError
 from prunecomp.families._refused import REFUSED, refusal
 from prunecomp.families.base import ModelFamily
-from prunecomp.registry import Registry, did_you_mean
+from prunecomp.registry import Registry
 
-__all__ = ["FAMILIES", "REFUSED", "family_for", "supported_types"]
+__all__ = ["FAMILIES", "REFUSED", "did_you_mean_type", "family_for", "supported_types"]
 
 FAMILIES = Registry(__name__, "FAMILY", "model family")
+#: Names of models that their own config.json does not use.
+_ALSO_CALLED = {"llama2": "llama", "llama3": "llama", "phi4": "phi3", "gpt_j": "gptj"}
 
 
 def supported_types() -> dict[str, ModelFamily]:
     """Every supported ``model_type`` of config.json, with its family."""
     families = [FAMILIES.get(name) for name in FAMILIES.names()]
     return {family.model_type: family for family in families}
+
+
+def did_you_mean_type(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for another spelling of a type, else the empty string.
+
+    Types with other numbers, and those that only transformers knows, are other architectures.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    def plain(text: str) -> tuple[str, str]:
+        text = text.casefold()
+        return re.sub("[^a-z]", "", text), re.sub(r"[^\d]", "", text)
+
+    known = set(known)
+    if word in CONFIG_MAPPING_NAMES and word not in known:
+        return ""
+    letters, digits = plain(_ALSO_CALLED.get(word.casefold(), word))
+    alike: dict[str, list[str]] = {}
+    for name in sorted(known | CONFIG_MAPPING_NAMES.keys()):
+        if plain(name)[1] == digits:
+            alike.setdefault(plain(name)[0], []).append(name)
+    near = [n for best in get_close_matches(letters, alike, n=1, cutoff=0.8) for n in alike[best]]
+    found = [name for name in near if name in known]
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def family_for(config: dict, *, where: str) -> ModelFamily:
@@ -28,15 +58,14 @@ def family_for(config: dict, *, where: str) -> ModelFamily:
     known = supported_types()
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
-        names = sorted(known)
-        reason = refusal(config)
+        reason = refusal(config, known)
         if reason:
             raise UnsupportedModelError(
                 f"{where}: model type {model_type!r} is not supported: {reason}"
             )
         raise UnsupportedModelError(
             f"{where}: model type {model_type!r} is not supported"
-            f"{did_you_mean(str(model_type), names)} (`cli.py families` lists what is)"
+            f"{did_you_mean_type(str(model_type), known)} (`cli.py families` lists what is)"
         )
     family = known[model_type]
     reason = family.reason_against(config)

@@ -6,7 +6,7 @@ reason. Groups share a reason; the tests compare them with what transformers say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 ENCODER_DECODER = (
@@ -21,6 +21,10 @@ WRAPPER = (
     "a model for more than text: its language model is one part, with a config nested in another; "
     "compress a text-only checkpoint of the language model"
 )
+WRAPPER_OF_UNSUPPORTED = (
+    "a model for more than text, whose language model is of a type that is not supported by "
+    "itself either"
+)
 SHARED_BLOCK = (
     "one block of attention is shared by several layers, so a layer cannot go or be scaled alone"
 )
@@ -34,13 +38,16 @@ ENCODERS = (
     "albert", "bert", "camembert", "distilbert", "electra", "ernie", "megatron-bert", "mpnet",
     "roberta", "roformer", "xlm-roberta", "xmod",
 )  # fmt: skip
+#: By the type of the language model that transformers gives them: supported, and not.
 WRAPPERS = (
-    "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "ernie4_5_vl_moe", "gemma3", "gemma3n",
-    "gemma4", "glm4v", "glm4v_moe", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl",
-    "llama4", "llava", "llava_next", "llava_onevision", "mistral3", "mllama", "ovis2",
-    "paligemma", "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio", "qwen2_vl", "qwen3_5",
-    "qwen3_5_moe", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava",
-    "vipllava", "voxtral",
+    "aya_vision", "cohere2_vision", "deepseek_vl", "gemma3", "idefics2", "idefics3", "internvl",
+    "janus", "llava", "llava_next", "llava_onevision", "mistral3", "ovis2", "paligemma",
+    "qwen2_audio", "smolvlm", "video_llava", "vipllava", "voxtral",
+)  # fmt: skip
+WRAPPERS_OF_UNSUPPORTED = (
+    "aria", "ernie4_5_vl_moe", "gemma3n", "gemma4", "glm4v", "glm4v_moe", "lfm2_vl", "llama4",
+    "mllama", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
+    "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe",
 )  # fmt: skip
 
 #: ``model_type`` of config.json -> why it is refused.
@@ -48,6 +55,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(ENCODER_DECODERS, ENCODER_DECODER),
     **dict.fromkeys(ENCODERS, ENCODER),
     **dict.fromkeys(WRAPPERS, WRAPPER),
+    **dict.fromkeys(WRAPPERS_OF_UNSUPPORTED, WRAPPER_OF_UNSUPPORTED),
     "diffllama": (
         "each layer's attention holds a constant that transformers computes from the layer's "
         "number, and the number changes"
@@ -75,11 +83,18 @@ REFUSED: Mapping[str, str] = {
 }
 
 
-def refusal(config: Mapping[str, Any]) -> str | None:
-    """Why a model of this config, of no supported type, is refused; None where nobody knows."""
-    model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in REFUSED:
-        return REFUSED[model_type]
-    if config.get("is_encoder_decoder") is True:
+def refusal(config: Mapping[str, Any], supported: Container[str]) -> str | None:
+    """Why a model of this config, of no supported type, is refused; None where nobody knows.
+
+    Args:
+        supported: types that are.
+    """
+    model_type, part = config.get("model_type"), config.get("text_config")
+    reason = REFUSED.get(model_type) if isinstance(model_type, str) else None
+    if reason is not None and reason not in (WRAPPER, WRAPPER_OF_UNSUPPORTED):
+        return reason
+    if reason is None and config.get("is_encoder_decoder") is True:
         return ENCODER_DECODER
-    return WRAPPER if isinstance(config.get("text_config"), dict) else None
+    if isinstance(part, dict) and isinstance(part.get("model_type"), str):
+        return WRAPPER if part["model_type"] in supported else WRAPPER_OF_UNSUPPORTED
+    return WRAPPER if reason is None and isinstance(part, dict) else reason
