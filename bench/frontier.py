@@ -41,9 +41,7 @@ _MODELS = ".models-"
 
 def _is_ours(name: str) -> bool:
     """Whether this module wrote a file of this name; a killed run leaves models of depths."""
-    return (
-        name in _FILES or name.startswith(_MODELS) or (name.startswith("raw/") and is_ours(name))
-    )
+    return name in _FILES or name.startswith(_MODELS) or (name.startswith("raw/") and is_ours(name))
 
 
 @dataclass(frozen=True)

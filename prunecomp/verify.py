@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from prunecomp.checkpoint.account import check_account
-from prunecomp.checkpoint.files import stock_config
+from prunecomp.checkpoint.carried import CONFIG_FILE
+from prunecomp.checkpoint.files import stock_config, why_not_built
+from prunecomp.checkpoint.index import read_json
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError, PruneCompError, VerificationError
@@ -39,7 +41,7 @@ def model_of(path: Path, dtype: torch.dtype | None = None) -> torch.nn.Module:
     try:
         return meta_model(path, dtype)
     except Exception as error:  # a config with odd values can raise anything in there
-        reason = " ".join(str(error).split())[:300] or repr(error)
+        reason = why_not_built(error, read_json(path / CONFIG_FILE))
         raise CheckpointError(
             f"{path}: transformers cannot build the model ({reason}); correct the config"
         ) from error

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from prunecomp.checkpoint.account import match_parameters, refuse_faults
-from prunecomp.checkpoint.files import stock_config
+from prunecomp.checkpoint.files import stock_config, why_not_built
 from prunecomp.checkpoint.parameters import Group, ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
@@ -35,7 +35,7 @@ def part_of(parameter: str, layers_path: str) -> int:
 
 
 def _not_loaded(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:300] or repr(error)
+    reason = why_not_built(error, checkpoint.config)
     return CheckpointError(
         f"{checkpoint.path}: transformers cannot load it ({reason}); check config and weights"
     )

@@ -55,8 +55,7 @@ def carried_files(directory: Path) -> list[str]:
         CheckpointError: one is a dead link, leads out of the directory, or is not what it seems.
         UnsupportedModelError: one needs Python code, which is never carried.
     """
-    found = [name for name in os.listdir(directory) if is_carried(name)]
-    found = [name for name in found if not (directory / name).is_dir()]
+    found = [p.name for p in directory.iterdir() if is_carried(p.name) and not p.is_dir()]
     if MODULES_FILE in found:
         found += _module_files(directory)
     found += _inside(directory, TEMPLATES, "*.jinja")
@@ -83,8 +82,8 @@ def _inside(directory: Path, folder: str, *patterns: str) -> list[str]:
     if not path.is_dir():
         return []
     return [
-        f"{folder}/{name}" for name in os.listdir(path)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        f"{folder}/{file.name}" for file in path.iterdir()
+        if any(fnmatch.fnmatchcase(file.name, pattern) for pattern in patterns)
     ]  # fmt: skip
 
 

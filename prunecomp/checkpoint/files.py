@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,16 @@ def stock_config(directory: Path) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     config._attn_implementation = config._experts_implementation = None
     return config
+
+
+def why_not_built(error: Exception, config: Mapping[str, Any]) -> str:
+    """Why transformers could not build a model of a config, in a few words that name the key."""
+    if "Padding_idx must be within" in str(error):
+        return (
+            f"pad_token_id is {config.get('pad_token_id')}, outside the vocabulary: vocab_size is "
+            f"{config.get('vocab_size')}"
+        )
+    return shorten(str(error) or repr(error), width=300, placeholder=" ...")
 
 
 def resolved_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -29,13 +29,14 @@ def refuse_foreign(directory: Path) -> None:
     Raises:
         UsageError: with the names of what is not ours.
     """
-    if not any(directory.iterdir()):
+    there = [path.name for path in directory.iterdir()]
+    if not there:
         return
     manifest = _manifest(directory)
     if manifest is None:
         raise UsageError(
             f"{directory}: --overwrite replaces only what prunecomp wrote, and this directory has "
-            f"no {MANIFEST_FILE} of it ({_shown(os.listdir(directory))}); choose another --output, "
+            f"no {MANIFEST_FILE} of it ({_shown(there)}); choose another --output, "
             "or remove it yourself"
         )
     refuse_others(directory, _ours(manifest))
@@ -108,9 +109,12 @@ def _ours(manifest: dict[str, Any]) -> Callable[[str], bool]:
     listed = manifest.get("files")
     if isinstance(listed, list):
         return {name for name in listed if isinstance(name, str)}.__contains__
-    return lambda name: ("/" not in name and is_carried(name)) or any(
-        fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
-        for pattern in _WRITTEN
+    return lambda name: (
+        ("/" not in name and is_carried(name))
+        or any(
+            fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+            for pattern in _WRITTEN
+        )
     )
 
 

@@ -30,7 +30,7 @@ def _boot() -> str:
 def _namespace() -> str:
     """Number of the namespace that process ids of ours belong to; none where it is not told."""
     try:
-        found = re.search(r"\d+", os.readlink("/proc/self/ns/pid"))
+        found = re.search(r"\d+", str(Path("/proc/self/ns/pid").readlink()))
     except OSError:
         return ""
     return found[0] if found else ""

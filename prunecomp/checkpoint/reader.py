@@ -54,7 +54,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
         family = family_for(self.config, where=str(path))
-        self._check_token_ids()
         self.layers_path = family.layers
         self.index = CheckpointIndex(path, family)
         self.family = family.in_files(self.index)
@@ -85,15 +84,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(
                 f"{self.path}: {CONFIG_FILE} says {self.num_hidden_layers} layers, the weights "
                 f"disagree about layer {odd[0]}; restore the file that is wrong"
-            )
-
-    def _check_token_ids(self) -> None:
-        """Refuses a padding token that no embedding has: transformers cannot build the model."""
-        token, size = self.config.get("pad_token_id"), self.config.get("vocab_size")
-        if isinstance(token, int) and isinstance(size, int) and not -size <= token < size:
-            raise CheckpointError(
-                f"{self.path / CONFIG_FILE}: pad_token_id is {token}, outside the vocabulary "
-                f"(vocab_size is {size}); correct it, or set it to null"
             )
 
     def _check_leftover_settings(self) -> None:

@@ -85,11 +85,27 @@ def test_config_that_breaks_the_parser(refused_compress, model, content):
     refused_compress(model, says="cannot read it as JSON")
 
 
-def test_near_miss_of_a_type(refused_compress, edit_config):
-    refused_compress(
-        edit_config(model_type="llama2"),
-        says=("'llama2' is not supported", "did you mean 'llama'?", "`cli.py families`"),
-    )
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [("llama2", "llama"), ("Llama", "llama"), ("mistrall", "mistral"), ("qwen-3", "qwen3"),
+     ("gptneox", "gpt_neox"), ("qwen3moe", "qwen3_moe"), ("phi-3", "phi3")],
+)  # fmt: skip
+def test_near_miss_of_a_type(refused, edit_config, word, known):
+    refused(
+        "inspect", edit_config(model_type=word),
+        says=(f"{word!r} is not supported", f"did you mean {known!r}?", "`cli.py families`"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["qwen3_next", "lfm2", "granitemoehybrid", "nemotron_h", "nemotronh", "kimi_k2", "qwen4",
+     "gemma5", "deepseek", "deepseek_v32", "gptneo", "minimax_m2", "internlm2", "olmo_hybrid"],
+)  # fmt: skip
+def test_another_architecture_is_no_near_miss(refused, edit_config, word):
+    line = refused("inspect", edit_config(model_type=word), says="is not supported")
+    assert "did you mean" not in line
+    assert "did you mean" not in refused("families", word)
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neo_2", None, 3, ["llama"], {"a": 1}])
@@ -106,12 +122,42 @@ def test_wrong_class(refused_compress, edit_config, classes):
     refused_compress(edit_config(architectures=classes), says=("architecture", "LlamaForCausalLM"))
 
 
-@pytest.mark.parametrize("quantization", [{"quant_method": "gptq"}, {"bits": 4}, "awq", ["gptq"]])
-def test_quantised(refused_compress, edit_config, quantization):
-    refused_compress(
-        edit_config(quantization_config=quantization),
-        says=("quantised", "compress the unquantised model"),
-    )
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [({"quant_method": m}, m) for m in ("gptq", "bitsandbytes", "mxfp4", "exl2", "fp8")]
+    + [({"bits": 4}, "None"), ("awq", "awq"), (["gptq"], "gptq")],
+)
+def test_settings_of_a_quantisation_that_is_gone(refused, edit_config, quantization, method):
+    """A merge or a dequantisation that has left them; some readers would quantise on loading."""
+    refused("inspect", edit_config(quantization_config=quantization), says=(
+        "config.json: quantization_config speaks of", method, "no weight is quantised",
+        "delete quantization_config",
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "exl2", "hqq", "mxfp4"])
+def test_quantised_in_an_unsupported_format(refused, edit_config, model, method):
+    """Codes in the weights say that the settings are meant."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / WEIGHTS)
+    weights["model.layers.0.mlp.down_proj.weight"] = torch.zeros(24, 32, dtype=torch.uint8)
+    save_file(weights, model / WEIGHTS)
+    edit_config(quantization_config={"quant_method": method})
+    refused("inspect", model, says=(method, "not supported", "compress the unquantised model"))
+
+
+def test_modelopt(refused, model):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / WEIGHTS)
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, model / WEIGHTS)
+    (model / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    refused("inspect", model, says=("quantised by ModelOpt", "hf_quant_config.json", "F8_E4M3"))
 
 
 @pytest.mark.parametrize("depth", [0, -1, "6", 6.0, True, [6]])
@@ -150,11 +196,23 @@ def test_config_that_transformers_rejects(refused_compress, edit_config, changes
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_act": "bogus"}, {"attn_implementation": "bogus"}, {"pad_token_id": 5000}],
-    ids=str,
+    ("changes", "reason"),
+    [({"hidden_act": "bogus"}, "bogus"),
+     ({"pad_token_id": 5000}, "pad_token_id is 5000, outside the vocabulary: vocab_size is 260")],
 )  # fmt: skip
-def test_config_that_no_model_can_have(refused_compress, edit_config, changes):
-    refused_compress(edit_config(**changes), says="transformers cannot load it")
+def test_config_that_no_model_can_have(refused_compress, edit_config, changes, reason):
+    refused_compress(edit_config(**changes), says=("transformers cannot load it", reason))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["flash_attention_2", "flash_attention_3", "bogus"])
+def test_attention_is_ours_to_choose(cli, edit_config, small, tmp_path, key, value):
+    """And of whoever loads the result: it may have no such package."""
+    model = edit_config(**{key: value, "experts_implementation": "bogus"})
+    ended = cli("compress", model, "-q", "-o", tmp_path / "out", "--layers", 2, *small)
+    assert (ended.code, ended.err) == (0, "")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not config.keys() & {key, "experts_implementation"}
 
 
 # --- tokenizer

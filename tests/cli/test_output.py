@@ -37,26 +37,107 @@ def test_directory(refused_compress, model, tmp_path, content):
     refused_compress(model, output=tmp_path / "out", says=("exists already", "--overwrite"))
 
 
-def test_overwrite_of_what_is_no_model(refused_compress, model, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("precious")
-    says = ("replaces model directories only", "choose another --output")
-    refused_compress(model, "--overwrite", output=tmp_path / "out", says=says)
-
-
-def test_overwrite(cli, model, small, tmp_path):
-    """Of a model, and of an empty directory: replaced whole."""
+@pytest.mark.parametrize(
+    "content", [["thesis.tex"], ["config.json", "thesis.tex"], [".git/"], ["config.json"]]
+)
+def test_overwrite_of_what_is_not_ours(refused_compress, model, tmp_path, content):
+    """A config.json, or a whole model, proves nothing: only our manifest does."""
     out = tmp_path / "out"
-    shutil.copytree(model, out)
-    (out / "old.txt").write_text("old")
+    out.mkdir()
+    for name in content:
+        if name.endswith("/"):
+            (out / name).mkdir()
+        else:
+            (out / name).write_text("{}")
+    says = ("replaces only what prunecomp wrote", "no prunecomp.json", content[-1].strip("/"))
+    refused_compress(model, "--overwrite", output=out, says=says)
+    shutil.copytree(model, tmp_path / "theirs")
+    refused_compress(model, "--overwrite", output=tmp_path / "theirs", says=says[:2])
+
+
+@pytest.fixture
+def written(cli, model, plan_file, tmp_path) -> Path:
+    """An output of ours."""
+    assert cli("apply", model, plan_file, "-q", "-o", tmp_path / "out").code == 0
+    return tmp_path / "out"
+
+
+def add_file(out: Path) -> str:
+    (out / "notes.txt").write_text("precious")
+    return "notes.txt"
+
+
+def add_nested(out: Path) -> str:
+    (out / "eval" / "deep").mkdir(parents=True)
+    (out / "eval" / "deep" / "result.json").write_text("{}")
+    return "eval"
+
+
+def add_empty_folder(out: Path) -> str:
+    (out / ".git").mkdir()
+    return ".git"
+
+
+def add_link(out: Path) -> str:
+    (out / "data").symlink_to(out.parent)
+    return "data"
+
+
+def add_shard(out: Path) -> str:
+    """Of a kind that we write, but not in this output."""
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"x")
+    return "model-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("add", [add_file, add_nested, add_empty_folder, add_link, add_shard])
+@pytest.mark.parametrize("command", ["apply", "compress", "export"])
+def test_overwrite_spares_what_others_put_into_an_output(
+    refused, model, plan_file, small, written, add, command
+):
+    name = add(written)
+    options = {"apply": [plan_file], "compress": ["--layers", 1, *small], "export": []}[command]
+    refused(command, model, *options, "-q", "-o", written, "--overwrite",
+            says=("replaces only what prunecomp wrote", "also holds " + name))  # fmt: skip
+
+
+def test_overwrite(cli, model, small, written, tmp_path):
+    """Of an output of ours, and of an empty directory: replaced whole."""
+    manifest = json.loads((written / "prunecomp.json").read_text())
+    assert manifest["files"] == sorted(p.name for p in written.iterdir())
     for _ in range(2):
-        ended = cli("compress", model, "-q", "-o", out, "--overwrite", "--layers", 2, *small)
+        ended = cli("compress", model, "-q", "-o", written, "--overwrite", "--layers", 2, *small)
         assert (ended.code, ended.err) == (0, "")
-        assert not (out / "old.txt").exists()
-        assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
-        assert {p.name for p in tmp_path.iterdir()} == {"here", "model", "out"}
-        shutil.rmtree(out)
-        out.mkdir()
+        assert json.loads((written / "config.json").read_text())["num_hidden_layers"] == 4
+        assert {p.name for p in tmp_path.iterdir()} == {"here", "model", "out", "plan.json"}
+        shutil.rmtree(written)
+        written.mkdir()
+
+
+def test_overwrite_of_an_output_of_an_older_version(cli, refused, model, plan_file, written):
+    """Its manifest lists no files; those that it is known to have written may go."""
+    manifest = json.loads((written / "prunecomp.json").read_text())
+    del manifest["files"]
+    (written / "prunecomp.json").write_text(json.dumps(manifest))
+    (written / "LICENSE").touch()
+    command = ["apply", model, plan_file, "-q", "-o", written, "--overwrite"]
+    (written / "thesis.tex").touch()
+    refused(*command, says="also holds thesis.tex")
+    (written / "thesis.tex").unlink()
+    assert cli(*command).code == 0
+    assert not (written / "LICENSE").exists()
+
+
+def test_what_appears_meanwhile_is_spared_too(cli, model, plan_file, written, monkeypatch):
+    import prunecomp.rewrite
+
+    check = prunecomp.rewrite.check_written
+    monkeypatch.setattr(
+        "prunecomp.rewrite.check_written", lambda *a: [check(*a), add_file(written)][:1]
+    )
+    ended = cli("apply", model, plan_file, "-q", "-o", written, "--overwrite")
+    assert ended.code == 2
+    assert "also holds notes.txt" in one_line(ended.err)
+    assert (written / "notes.txt").read_text() == "precious"
 
 
 def test_mount_point(refused_compress, model, tmp_path, monkeypatch):

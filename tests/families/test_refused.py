@@ -9,7 +9,12 @@ import pytest
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import UnsupportedModelError
 from prunecomp.families import REFUSED, family_for, supported_types
-from prunecomp.families._refused import ENCODER_DECODERS, ENCODERS, WRAPPERS
+from prunecomp.families._refused import (
+    ENCODER_DECODERS,
+    ENCODERS,
+    WRAPPERS,
+    WRAPPERS_OF_UNSUPPORTED,
+)
 
 PARTS = {"text_config", "thinker_config", "decoder", "language_config", "llm_config"}
 
@@ -45,9 +50,12 @@ def test_encoders(model_type):
     assert not default_config(model_type)().is_encoder_decoder
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", [*WRAPPERS, *WRAPPERS_OF_UNSUPPORTED])
 def test_wrappers(model_type):
+    """Those are sent to their language model whose language model is of a supported type."""
     assert default_config(model_type).sub_configs.keys() & PARTS
+    part = default_config(model_type)().get_text_config().model_type
+    assert (part in supported_types()) == (model_type in WRAPPERS)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,11 @@ def test_wrappers(model_type):
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "gemma3", "text_config": {}}, "text-only checkpoint"),
         ({"model_type": "new_vl", "text_config": {}}, "text-only checkpoint"),
+        ({"model_type": "new_vl", "text_config": {"model_type": "qwen3"}}, "text-only checkpoint"),
+        ({"model_type": "new_vl", "text_config": {"model_type": "x"}}, "not supported by itself"),
+        ({"model_type": "llava", "text_config": {"model_type": "x"}}, "not supported by itself"),
+        ({"model_type": "qwen3_5"}, "not supported by itself"),
+        ({"model_type": "llama4"}, "not supported by itself"),
         ({"model_type": "new_t2t", "is_encoder_decoder": True}, "encoder-decoder"),
     ],
 )
