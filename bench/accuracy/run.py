@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,9 @@ from bench.accuracy.collect import collect
 from bench.accuracy.tasks import open_tasks
 from bench.accuracy.worker import Job
 from bench.process import Child
+from bench.raw import is_ours
 from bench.schema import Accuracy, Failure
+from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 
@@ -111,8 +112,8 @@ def _error_of(log: Path) -> str:
 
 def _evaluate(job: Job, where: Path) -> tuple[list[str], str, str | None]:
     """Runs one job; returns its command, how it ended, and what went wrong."""
-    if where.exists():
-        shutil.rmtree(where)
+    if where.exists():  # what a run left that was ended
+        remove_ours(where, lambda name: is_ours(f"raw/{name}"))
     where.mkdir(parents=True)
     file, log = where / "job.json", where / "log.txt"
     file.write_text(json.dumps(job.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -34,9 +34,9 @@ _LEGAL_SUFFIXES = {"", ".txt", ".md", ".rst", ".pdf", ".html"}
 TEMPLATES, MODULES_FILE = "additional_chat_templates", "modules.json"
 #: What a module of sentence-transformers keeps in its folder: pooling, dense layers.
 _MODULE_FILES = (CONFIG_FILE, SINGLE_FILE)
-#: Files that are rewritten, or of no use to the result.
+#: Files that are rewritten, or that nobody misses.
 _EXPECTED = (
-    CONFIG_FILE, "*.safetensors", INDEX_FILE, "README.md", "prunecomp.json", ".git*",
+    CONFIG_FILE, "*.safetensors", INDEX_FILE, "README.md", "prunecomp.json", ".*",
     "modeling_*.py", "configuration_*.py",
 )  # fmt: skip
 
@@ -55,13 +55,15 @@ def carried_files(directory: Path) -> list[str]:
         CheckpointError: one is a dead link, leads out of the directory, or is not what it seems.
         UnsupportedModelError: one needs Python code, which is never carried.
     """
-    found = [p.name for p in directory.iterdir() if is_carried(p.name) and not p.is_dir()]
-    if MODULES_FILE in found:
-        found += _module_files(directory)
-    found += _inside(directory, TEMPLATES, "*.jinja")
-    for name in found:
+    top = [p.name for p in directory.iterdir() if is_carried(p.name) and not p.is_dir()]
+    for name in sorted(top):
         _check(directory, name)
-    return sorted(found)
+    nested = _inside(directory, TEMPLATES, "*.jinja")
+    if MODULES_FILE in top:
+        nested += _module_files(directory)
+    for name in sorted(nested):
+        _check(directory, name)
+    return sorted(top + nested)
 
 
 def left_behind(directory: Path, carried: Iterable[str]) -> list[str]:
@@ -120,8 +122,6 @@ def _module_files(directory: Path) -> list[str]:
 
 def _check(directory: Path, name: str) -> None:
     path = directory / name
-    if not os.path.lexists(path):
-        return
     _check_link(directory, name)
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError(f"{path}: is not an ordinary file; replace it, or remove it")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.checkpoint.carried import CONFIG_FILE, carried_files, check_tokenizer
-from prunecomp.checkpoint.index import refuse_pointer
+from prunecomp.checkpoint.index import INDEX_FILE, refuse_pointer
 from prunecomp.errors import CheckpointError
 
 ADAPTER_FILE = "adapter_config.json"
@@ -36,6 +36,8 @@ def check_directory(path: Path) -> None:
     if not (path / CONFIG_FILE).is_file():
         raise _no_config(path)
     refuse_pointer(path / CONFIG_FILE)
+    if (path / ADAPTER_FILE).exists() and not _has_weights(path):
+        raise _adapter_alone(path)
     if (path / ADAPTER_FILE).exists():
         raise CheckpointError(
             f"{path}: {_adapter(path)} ({ADAPTER_FILE}) lies beside the model; transformers "
@@ -63,6 +65,23 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _has_weights(path: Path) -> bool:
+    """Whether there are weights of a model; some trainers put its config beside an adapter."""
+    return any(
+        not file.name.startswith("adapter_")
+        for pattern in ("*.safetensors", INDEX_FILE, "*.bin") for file in path.glob(pattern)
+    )  # fmt: skip
+
+
+def _adapter_alone(path: Path) -> CheckpointError:
+    base = _read(path / ADAPTER_FILE).get("base_model_name_or_path")
+    of = f" for {base[:80]!r}" if isinstance(base, str) else ""
+    return CheckpointError(
+        f"{path}: holds only {_adapter(path)}{of}; merge it into its model, and name the "
+        f"result: {_MERGE.format(path=path)}"
+    )
+
+
 def _no_config(path: Path) -> CheckpointError:
     """What to say of a directory without config.json."""
     if (path / CONFIG_FILE).is_symlink():
@@ -70,12 +89,7 @@ def _no_config(path: Path) -> CheckpointError:
             f"{path / CONFIG_FILE}: is a dead link; complete the download of what it leads to"
         )
     if (path / ADAPTER_FILE).exists():
-        base = _read(path / ADAPTER_FILE).get("base_model_name_or_path")
-        of = f" for {base[:80]!r}" if isinstance(base, str) else ""
-        return CheckpointError(
-            f"{path}: holds only {_adapter(path)}{of}; merge it into its model, and name the "
-            f"result: {_MERGE.format(path=path)}"
-        )
+        return _adapter_alone(path)
     if (path / "params.json").exists():
         return CheckpointError(
             f"{path}: has no {CONFIG_FILE}, but params.json, as the model's makers publish it; "

@@ -31,21 +31,23 @@ def did_you_mean_type(word: str, known: Iterable[str]) -> str:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    def plain(text: str) -> tuple[str, str]:
-        text = text.casefold()
-        return re.sub("[^a-z]", "", text), re.sub(r"[^\d]", "", text)
-
     known = set(known)
     if word in CONFIG_MAPPING_NAMES and word not in known:
         return ""
-    letters, digits = plain(_ALSO_CALLED.get(word.casefold(), word))
+    plain = _plain(_ALSO_CALLED.get(word.casefold(), word))
     alike: dict[str, list[str]] = {}
     for name in sorted(known | CONFIG_MAPPING_NAMES.keys()):
-        if plain(name)[1] == digits:
-            alike.setdefault(plain(name)[0], []).append(name)
-    near = [n for best in get_close_matches(letters, alike, n=1, cutoff=0.8) for n in alike[best]]
+        other = _plain(name)
+        same_numbers = re.findall(r"\d", other) == re.findall(r"\d", plain)
+        if same_numbers and abs(len(other) - len(plain)) <= 1:
+            alike.setdefault(other, []).append(name)
+    near = [n for best in get_close_matches(plain, alike, n=1, cutoff=0.85) for n in alike[best]]
     found = [name for name in near if name in known]
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z\d]", "", name.casefold())
 
 
 def family_for(config: dict, *, where: str) -> ModelFamily:

@@ -56,7 +56,10 @@ def texts(tmp_path_factory) -> dict[str, str]:
 def study(text_model, texts, tmp_path):
     """``study(**options)``: a study in one and the same directory."""
 
-    def make(*, tasks: Request | None = None, progress: Progress = QUIET, **options) -> Study:
+    def make(
+        *, tasks: Request | None = None, progress: Progress = QUIET, overwrite: bool = False,
+        **options,
+    ) -> Study:  # fmt: skip
         request = PlanRequest(**{
             "layers": DEPTH, "samples": 4, "seq_len": 16, "device": "cpu", "dtype": "float32",
             **texts, **options,
@@ -66,10 +69,25 @@ def study(text_model, texts, tmp_path):
             progress=progress,
         )  # fmt: skip
         made.check()
-        made.open(overwrite=False)
+        made.open(overwrite=overwrite)
         return made
 
     return make
+
+
+def test_overwrite_takes_what_is_ours(study, tmp_path):
+    """A model that was written into the directory of its frontier is no part of it."""
+    study()
+    mine = tmp_path / "frontier" / "minus-4" / "config.json"
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    with pytest.raises(UsageError, match="also holds minus-4; move that away"):
+        study(seed=1, overwrite=True)
+    assert {path.name for path in mine.parents[1].iterdir()} == {"request.json", "minus-4"}
+    mine.parent.rename(tmp_path / "minus-4")
+    (tmp_path / "frontier" / "plan.json").write_text("{}")
+    study(seed=1, overwrite=True)
+    assert {path.name for path in (tmp_path / "frontier").iterdir()} == {"request.json"}
 
 
 def test_every_depth_has_the_perplexity_of_the_model_that_is_written(study, text_model, tmp_path):

@@ -243,8 +243,15 @@ def test_resume(bench, tmp_path):
     assert bench(nothing, "--resume")[0] == 0
     assert nothing.events == []
     anew = World()
+    (tmp_path / "out" / "raw" / "mine.txt").write_text("precious")
+    code, err = bench(anew, "--overwrite")
+    assert code == 2
+    assert "replaces only what prunecomp wrote" in err
+    assert "also holds mine.txt" in err
+    (tmp_path / "out" / "raw" / "mine.txt").rename(tmp_path / "out" / "report.docx")
     assert bench(anew, "--overwrite")[0] == 0
     assert len(anew.loads()) == len(whole.serving) * 3
+    assert (tmp_path / "out" / "report.docx").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

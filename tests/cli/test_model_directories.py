@@ -324,6 +324,8 @@ def test_adapter(refused, refused_compress, model, tmp_path, kind, called):
     (model / "adapter_config.json").write_text(json.dumps(settings))
     (model / "adapter_model.safetensors").write_bytes(b"x")
     refused_compress(model, says=(called, "beside the model", "adapter_config.json", "merge"))
+    (model / SINGLE).unlink()
+    refused("inspect", model, says=("holds only", called))
     (model / "config.json").unlink()
     refused("inspect", model, says=(
         "holds only", called, "'meta-llama/Llama-3.1-8B'", "merge_and_unload", str(model),
@@ -355,7 +357,7 @@ def test_makers_own_format(refused, model):
 
 @pytest.mark.parametrize(
     "file", [SINGLE, "config.json", "tokenizer.json", "tokenizer_config.json",
-             "generation_config.json", "LICENSE"],
+             "generation_config.json", "LICENSE", "modules.json"],
 )  # fmt: skip
 def test_git_lfs_pointer(refused_compress, model, file):
     (model / file).write_text(POINTER)
@@ -444,7 +446,7 @@ def test_known_names_go_along_and_no_others(model, exported):
     assert "note: not carried over: " in exported.said
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "LICENSE",
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "modules.json",
                                   "tokenizer.json", "config.json", SINGLE])  # fmt: skip
 def test_dead_link(refused_compress, model, name):
     (model / name).unlink(missing_ok=True)
