@@ -67,10 +67,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _has_weights(path: Path) -> bool:
     """Whether there are weights of a model; some trainers put its config beside an adapter."""
-    return any(
-        not file.name.startswith("adapter_")
-        for pattern in ("*.safetensors", INDEX_FILE, "*.bin") for file in path.glob(pattern)
-    )  # fmt: skip
+    patterns = ("*.safetensors", INDEX_FILE, "pytorch_model*.bin")
+    found = (file for pattern in patterns for file in path.glob(pattern))
+    return any(not file.name.startswith("adapter_") for file in found)
 
 
 def _adapter_alone(path: Path) -> CheckpointError:

@@ -186,7 +186,7 @@ def read_specs(directory: Path, found: WeightFiles) -> dict[str, TensorSpec]:
     specs = _last(headers.values())
     for file, header in headers.items():
         for spec in header:
-            if specs[spec.name] is not spec and not same_bytes(spec, specs[spec.name]):
+            if not same_bytes(spec, specs[spec.name]):
                 raise CheckpointError(
                     f"{directory}: {_short(spec.name)} stands in {file.name} and in "
                     f"{specs[spec.name].file.name} with different contents; restore the shards, "
@@ -205,7 +205,8 @@ def _vllm_files(directory: Path) -> list[Path] | None:
     """What vLLM loads, in its order; None where it refuses."""
 
     def order(path: Path) -> list[str | int]:
-        return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path.name)]
+        parts = re.split(r"(\d+)", path.name)  # every second one is a number
+        return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
     files = [p for p in directory.glob("*.safetensors") if p.is_file()]
     index = directory / INDEX_FILE
@@ -234,18 +235,16 @@ def _compare_with_vllm(
         except CheckpointError:
             continue  # a file that is no model's; vLLM says so
     theirs = _last(others)
+    indexed = (directory / INDEX_FILE).exists()
     for name, spec in specs.items():
         other = theirs.get(name)
-        if other is None and not found.sharded and (directory / INDEX_FILE).exists():
-            other_file = INDEX_FILE
-        elif other is None or other is spec or same_bytes(spec, other):
+        if (other is None and not indexed) or (other is not None and same_bytes(spec, other)):
             continue
-        else:
-            other_file = other.file.name
-            if (directory / INDEX_FILE).exists():
-                other_file = f"{INDEX_FILE} ({other_file})"
+        where = "" if other is None else other.file.name
+        if indexed:
+            where = f"{INDEX_FILE} ({where})" if where else INDEX_FILE
         raise CheckpointError(
-            f"{directory}: transformers would load {spec.file.name}, vLLM {other_file}, and "
+            f"{directory}: transformers would load {spec.file.name}, vLLM {where}, and "
             f"{_short(name)} differs; delete what is out of date"
         )
 
@@ -256,6 +255,8 @@ def _short(name: str) -> str:
 
 def same_bytes(one: TensorSpec, other: TensorSpec) -> bool:
     """Whether two tensors of files are the same, to the bit; reads until they differ."""
+    if one is other:
+        return True
     if (one.dtype, one.shape, one.nbytes) != (other.dtype, other.shape, other.nbytes):
         return False
     with one.file.open("rb") as first, other.file.open("rb") as second:

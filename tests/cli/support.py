@@ -16,6 +16,7 @@ from prunecomp.console import SILENCE
 
 REPOSITORY = Path(__file__).parents[2]
 DEPTH, VOCABULARY, CONTEXT = 6, 260, 64
+INDEX = "model.safetensors.index.json"
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -74,6 +75,43 @@ def write_tokenizer(directory: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>",
         "model_max_length": CONTEXT,
     }))  # fmt: skip
+
+
+def tensors(path: Path) -> dict:
+    from safetensors.torch import load_file
+
+    found = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        found |= load_file(file)
+    return found
+
+
+def put(path: Path, found: dict) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(exist_ok=True)
+    save_file(found, path, metadata={"format": "pt"})
+
+
+def changed(found: dict) -> dict:
+    return {name: tensor + 0.25 for name, tensor in found.items()}
+
+
+def shard(model: Path, parts: list[dict], folder: str = "") -> list[str]:
+    """Adds shards and their index; returns the names of the shards."""
+    names = [f"{folder}model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+             for i in range(len(parts))]  # fmt: skip
+    for name, part in zip(names, parts, strict=True):
+        put(model / name, part)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    document = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (model / INDEX).write_text(json.dumps(document))
+    return names
+
+
+def halves(found: dict) -> list[dict]:
+    keys = list(found)
+    return [{k: found[k] for k in keys[:20]}, {k: found[k] for k in keys[20:]}]
 
 
 @dataclass(frozen=True)
