@@ -107,6 +107,8 @@ def _of_records(
     chat = chat_field_of(record, field=source.field, chat_field=source.chat_field)
     if chat is not None and first is not None:
         return Chat((conversation_of(x, chat, where=where) for where, x in records), chat)
+    if first is not None:
+        text_of(record, source.field, where=first[0])  # what is wrong with all, told of the first
     texts = (text_of(x, source.field, where=where) for where, x in records)
     return Text(document_fragments(texts, wanted))
 

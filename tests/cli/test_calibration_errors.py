@@ -101,7 +101,7 @@ def test_unreadable_text(calibrate, monkeypatch):
 
     read = Path.open
     monkeypatch.setattr(
-        Path, "open", lambda p, *a, **k: (fail if p.suffix == ".txt" else read)(p, *a, **k)
+        Path, "open", lambda p, *a, **k: (fail if a == ("rb",) else read)(p, *a, **k)
     )
     calibrate("text.txt", "hello " * 50, says="Input/output error")
 
