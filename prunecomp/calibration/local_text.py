@@ -34,13 +34,13 @@ class Reading:
         characters: so many are enough; a source of no more is read as a whole.
         block: characters that are taken from one place of a larger one.
         generator: decides from which places.
-        longest: bytes of the longest line so far, which is in memory as a whole.
+        largest: bytes of the largest part so far that was in memory as a whole, such as a line.
     """
 
     characters: int
     block: int
     generator: torch.Generator
-    longest: int = 0
+    largest: int = 0
 
     @classmethod
     def of(cls, samples: int, seq_len: int, generator: torch.Generator) -> Reading:
@@ -56,8 +56,8 @@ class Reading:
     @property
     def nbytes(self) -> int:
         """Memory that reading and tokenising take at once, about."""
-        text = self.characters * 4 + self.block  # a character, or a part of a token, takes four
-        return text + PIECE * PER_CHARACTER + self.longest * 3  # as bytes, decoded, and parsed
+        part = 4 * self.largest  # as bytes, decoded, parsed, and joined
+        return part + PIECE * PER_CHARACTER + 2 * self.characters  # of tokens, 8 for 4 characters
 
     def starts(self, size: int) -> list[int]:
         """Where blocks begin in something of this size, in the order in which they are read."""
@@ -126,6 +126,7 @@ def text_fragments(path: Path, wanted: Reading) -> Iterator[str]:
             begin = _clean(file, start, size)
             end = _clean(file, wanted.stop(start, size), size)
             file.seek(begin)
+            wanted.largest = max(wanted.largest, end - begin)
             text = _decoded(file.read(max(0, end - begin)), first=begin == 0)
             yield text if number == 0 else "\n\n" + text
 
@@ -184,7 +185,7 @@ def json_records(path: Path, wanted: Reading) -> Iterator[tuple[str, Any]]:
         for start in wanted.starts(size):
             for offset, line in _lines(file, start, wanted.stop(start, size)):
                 place = _Place(path, offset)
-                wanted.longest = max(wanted.longest, len(line))
+                wanted.largest = max(wanted.largest, len(line))
                 try:
                     value = _parsed(line, first=offset == 0)
                 except UnicodeDecodeError:

@@ -222,5 +222,5 @@ def test_lines_of_another_kind(load):
 
 
 def test_a_tokenizer_without_a_template(load):
-    with pytest.raises(UsageError, match="has no chat template; add its chat_template.jinja"):
+    with pytest.raises(UsageError, match=r"has no chat template; add its chat_template\.jinja"):
         load([{"messages": conversation(1)}], {})

@@ -111,7 +111,7 @@ def test_every_line_is_read_once(block, tmp_path):
     assert sorted(value["n"] for _, value in found) == list(range(100))
     assert all(str(where).endswith(f"line {value['n'] + 1}") for where, value in found)
     assert [v["n"] for _, v in found] != list(range(100))
-    assert wanted.longest == max(len(line) + 1 for line in lines)
+    assert wanted.largest == max(len(line) + 1 for line in lines)
 
 
 def test_a_wrong_line_is_told_by_its_number(tmp_path):
