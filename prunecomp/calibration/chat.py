@@ -127,7 +127,8 @@ class Packer:
             except TemplateRefusalError as error:
                 self.refused.append(str(error))
                 continue
-            self._place(turns)
+            if any(turns):
+                self._place(turns)
 
     def _place(self, turns: list[list[int]]) -> None:
         begins = len(self._prefix) and turns[0][: len(self._prefix)] == self._prefix

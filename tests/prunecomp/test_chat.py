@@ -224,3 +224,8 @@ def test_lines_of_another_kind(load):
 def test_a_tokenizer_without_a_template(load):
     with pytest.raises(UsageError, match=r"has no chat template; add its chat_template\.jinja"):
         load([{"messages": conversation(1)}], {})
+
+
+def test_a_template_that_writes_nothing(load):
+    with pytest.raises(UsageError, match="the calibration text is empty"):
+        load([{"messages": conversation(1)}], {"chat_template": "{{ '' }}"})
