@@ -25,6 +25,7 @@ from bench.script import script
 from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.tokenizer import BOS_MODES
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.output import write_text
 from prunecomp.checkpoint.reader import Checkpoint
@@ -66,9 +67,7 @@ class Study:
         self.calibration, evaluation = load_texts(checkpoint, request)
         if evaluation is None:
             raise PruneCompError("the ablation needs evaluation text; give --evaluation")
-        self.evaluation: CalibrationSet = replace(
-            evaluation, input_ids=evaluation.input_ids[:evaluation_samples]
-        )
+        self.evaluation: CalibrationSet = evaluation.first(evaluation_samples)
         self.model = PlannedModel(
             checkpoint,
             device=resolve_device(self.recipe.device),
@@ -217,6 +216,7 @@ def run_study(study: Study, depths: Sequence[int], trials: int) -> dict[str, Any
         "depths": list(depths),
         "trials": trials,
         "calibration": f"{study.request.calibration}, {shape(*study.calibration.input_ids.shape)}",
+        "prefix": list(study.calibration.prefix),
         "evaluation": shape(*study.evaluation.input_ids.shape),
         "dtype": study.recipe.dtype,
         "versions": versions(),
@@ -256,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=5, help="random removals per depth")
+    parser.add_argument("--bos", default="auto", choices=BOS_MODES, help="as of compress")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quiet", action="store_true")
@@ -263,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     depths = sorted(set(args.depths))
     request = PlanRequest(
         layers=max(depths), samples=args.samples, seq_len=args.seq_len, seed=args.seed,
-        device=args.device, dtype=args.dtype,
+        bos=args.bos, device=args.device, dtype=args.dtype,
     )  # fmt: skip
     study = Study(
         Checkpoint(args.model), request, Progress(quiet=args.quiet),

@@ -59,12 +59,12 @@ def make_model(case: dict[str, Any], directory: Path) -> None:
 
 
 def _tokens(case: dict[str, Any], checkpoint: Checkpoint) -> torch.Tensor:
-    """[samples, tokens] of the calibration named, or random ones."""
+    """[samples, tokens] of the calibration named, or random ones; as published, without a BOS."""
     if case["calibration"]:
         return load_tokens(
             TextSource(case["calibration"]), tokenizer_dir=checkpoint.path,
             vocab_size=checkpoint.config["vocab_size"],
-            samples=case["samples"], seq_len=case["seq_len"],
+            samples=case["samples"], seq_len=case["seq_len"], bos="none",
         ).input_ids  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     shape = case["samples"], case["seq_len"]

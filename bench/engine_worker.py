@@ -17,7 +17,16 @@ from bench.memory import peak_of_process
 from bench.models import vocabulary_of
 from bench.worker import answer_requests
 from bench.workload import random_prompts
-from prunecomp.errors import PruneCompError
+from prunecomp.calibration.tokenizer import affixes, load_tokenizer
+from prunecomp.errors import PruneCompError, UsageError
+
+
+def prefix_in(model: Path) -> tuple[int, ...]:
+    """What the model's tokenizer puts in front of a text; nothing where there is no tokenizer."""
+    try:
+        return affixes(load_tokenizer(model))[0]
+    except UsageError:  # random tokens can do without
+        return ()
 
 
 class Program:
@@ -25,6 +34,7 @@ class Program:
 
     def __init__(self, engine: str, model: Path) -> None:
         self._engine, self._model = ENGINES.get(engine), model
+        self._prefix = prefix_in(model)
         self._session: Any = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +53,7 @@ class Program:
     def _measure(self, request: dict[str, Any]) -> dict[str, Any]:
         prompts = random_prompts(
             request["batch"], request["input_tokens"],
-            vocabulary=vocabulary_of(self._model), seed=request["seed"],
+            vocabulary=vocabulary_of(self._model), seed=request["seed"], prefix=self._prefix,
         )  # fmt: skip
         start = time.perf_counter()
         made = self._session.generate(prompts, request["output_tokens"])

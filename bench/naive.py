@@ -40,24 +40,24 @@ def _hidden_states(model, ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         yield [*out.hidden_states[:-1], caught[0]]
 
 
-def _cosines(model, ids: torch.Tensor, lag: int) -> list[float]:
+def _cosines(model, ids: torch.Tensor, lag: int, lead: int) -> list[float]:
     """1 - mean cosine between the input of a layer and the stream `lag` layers later."""
     depth = len(model.model.layers)
     totals = [0.0] * (depth - lag + 1)
     for hidden in _hidden_states(model, ids):
         for p in range(len(totals)):
             cosine = cosine_similarity(hidden[p].float(), hidden[p + lag].float(), dim=-1)
-            totals[p] += float(cosine.double().sum())
-    return [1 - total / ids.numel() for total in totals]
+            totals[p] += float(cosine[:, lead:].double().sum())
+    return [1 - total / ids[:, lead:].numel() for total in totals]
 
 
 @torch.no_grad()
-def _loss(model, ids: torch.Tensor) -> float:
-    total = 0.0
+def _loss(model, ids: torch.Tensor, lead: int) -> float:
+    total, first = 0.0, max(lead, 1)
     for sample in ids:
-        logits = model(input_ids=sample[None], use_cache=False).logits[0, :-1].float()
-        total += float(cross_entropy(logits, sample[1:], reduction="sum"))
-    return total / (ids.shape[0] * (ids.shape[1] - 1))
+        logits = model(input_ids=sample[None], use_cache=False).logits[0, first - 1 : -1].float()
+        total += float(cross_entropy(logits, sample[first:], reduction="sum"))
+    return total / (ids.shape[0] * (ids.shape[1] - first))
 
 
 def _without(model, position: int) -> torch.nn.ModuleList:
@@ -66,12 +66,12 @@ def _without(model, position: int) -> torch.nn.ModuleList:
     return torch.nn.ModuleList(layers[:position] + layers[position + 1 :])
 
 
-def _losses_without(model, ids: torch.Tensor) -> list[float]:
+def _losses_without(model, ids: torch.Tensor, lead: int) -> list[float]:
     """The loss of the model that lacks the layer, for each layer."""
     everything, found = model.model.layers, []
     for position in range(len(everything)):
         model.model.layers = _without(model, position)
-        found.append(_loss(model, ids))
+        found.append(_loss(model, ids, lead))
         model.model.layers = everything
     return found
 
@@ -80,12 +80,14 @@ def _weights(layer) -> list[torch.Tensor]:
     return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
 
 
-def _taylor(model, ids: torch.Tensor) -> list[float]:
+def _taylor(model, ids: torch.Tensor, lead: int) -> list[float]:
     """Sum of |w dLoss/dw|, gradients of all weights summed over the samples."""
     model.requires_grad_(True)
     model.zero_grad()
     for sample in ids:
-        model(input_ids=sample[None], labels=sample[None], use_cache=False).loss.backward()
+        labels = sample[None].clone()
+        labels[:, :lead] = -100
+        model(input_ids=sample[None], labels=labels, use_cache=False).loss.backward()
     scores = [
         sum(float((w.detach() * w.grad).abs().sum(dtype=torch.float64)) for w in _weights(layer))
         for layer in model.model.layers
@@ -102,12 +104,12 @@ def _magnitudes(model) -> list[float]:
     ]
 
 
-def _factor(model, ids: torch.Tensor, first: int, last: int) -> float:
+def _factor(model, ids: torch.Tensor, first: int, last: int, lead: int) -> float:
     """Mean over channels of the mean over samples of mean_t |h_last| / mean_t |h_first|."""
-    ratios = [
-        hidden[last].float().abs().mean(dim=(0, 1)) / hidden[first].float().abs().mean(dim=(0, 1))
-        for hidden in _hidden_states(model, ids)
-    ]
+    ratios = []
+    for hidden in _hidden_states(model, ids):
+        after, before = (hidden[p][:, lead:].float().abs().mean(dim=(0, 1)) for p in (last, first))
+        ratios.append(after / before)
     return float(torch.stack(ratios).double().mean())
 
 
@@ -124,32 +126,33 @@ def _remove(model, first: int, last: int, factor: float) -> None:
     model.model.layers = torch.nn.ModuleList(layers[:first] + layers[last:])
 
 
-def _scores(model, ids: torch.Tensor, metric: str, width: int) -> Sequence[float]:
+def _scores(model, ids: torch.Tensor, metric: str, width: int, lead: int) -> Sequence[float]:
     if metric in {"bi", "cl"}:
-        return _cosines(model, ids, width)
+        return _cosines(model, ids, width, lead)
     if metric == "ppl":
-        return _losses_without(model, ids)
-    return _taylor(model, ids) if metric == "taylor" else _magnitudes(model)
+        return _losses_without(model, ids, lead)
+    return _taylor(model, ids, lead) if metric == "taylor" else _magnitudes(model)
 
 
-def prune(model, ids: torch.Tensor, metric: str, count: int) -> list[Cut]:
+def prune(model, ids: torch.Tensor, metric: str, count: int, *, lead: int = 0) -> list[Cut]:
     """Removes `count` layers of `model`, in place, by ``bi``, ``cl``, ``ppl``, ``taylor``, ``mag``.
 
     Args:
         model: of transformers, untied, in the precision in which all is to be computed.
         ids: [samples, tokens], both for scores and for factors.
+        lead: tokens at the start of every sample that enter no mean and no loss; 0 as published.
     """
     depth = len(model.model.layers)
     first, last = SPARED.get(metric, (0, 0))
     live, cuts = list(range(depth)), []
     width = count if metric == "cl" else 1
     for _ in range(count // width):
-        scores = _scores(model, ids, metric, width)
+        scores = _scores(model, ids, metric, width, lead)
         candidates = [
             p for p, layer in enumerate(live[: len(scores)]) if first <= layer < depth - last
         ]
         best = min(candidates, key=lambda p: scores[p])
-        factor = _factor(model, ids, best, best + width)
+        factor = _factor(model, ids, best, best + width, lead)
         _remove(model, best, best + width, factor)
         cuts.append(Cut(tuple(live[best : best + width]), factor))
         del live[best : best + width]

@@ -240,7 +240,12 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What lm-eval says, and perplexities."""
+    """What lm-eval says, and perplexities.
+
+    Attributes:
+        prefix: tokens that every text begins with, as the base's tokenizer puts them; null in
+            reports from before this was noted.
+    """
 
     engine: str
     num_fewshot: int | None
@@ -248,6 +253,7 @@ class Accuracy:
     retained: tuple[Retained, ...] = ()
     mean_retained: tuple[MeanRetained, ...] = ()
     perplexity: tuple[Perplexity, ...] = ()
+    prefix: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

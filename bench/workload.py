@@ -104,10 +104,13 @@ def check_lengths(mixes: Sequence[Mix], context: int | None, *, batch_lengths: i
             )
 
 
-def random_prompts(count: int, length: int, *, vocabulary: int, seed: int) -> list[list[int]]:
-    """Token ids [count, length]; the same for the same arguments."""
+def random_prompts(
+    count: int, length: int, *, vocabulary: int, seed: int, prefix: Sequence[int] = ()
+) -> list[list[int]]:
+    """Token ids [count, length], which begin with `prefix`; the same for the same arguments."""
     draw = random.Random(f"{seed}-{count}-{length}")
-    return [[draw.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
+    drawn = [[draw.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
+    return [[*prefix, *ids[len(prefix) :]][:length] for ids in drawn]
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:

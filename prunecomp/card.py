@@ -101,6 +101,11 @@ def _short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].partition("@")[0] or name
 
 
+def _front(prefix: Sequence[int]) -> str:
+    """What every window of the calibration text began with."""
+    return f", each beginning with token {', '.join(map(str, prefix))}" if prefix else ""
+
+
 def _perplexity(plan: PrunePlan) -> str:
     if not plan.perplexity:
         return "Not measured at this depth."
@@ -156,7 +161,7 @@ def model_card(
         compensation=recipe.compensation + folded,
         calibration=(
             f"{_public(calibration.source)}, {calibration.samples} x {calibration.seq_len} tokens, "
-            f"seed {calibration.seed}"
+            f"seed {calibration.seed}" + _front(calibration.prefix)
         ),
         sizes=_sizes(parameters, nbytes),
         perplexity=_perplexity(plan),

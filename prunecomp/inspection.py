@@ -126,6 +126,7 @@ def _text(checkpoint: Checkpoint, request: PlanRequest) -> dict[str, Any]:
             "samples": samples,
             "seq_len": seq_len,
             "evaluation_samples": 0 if request.evaluation == "none" else EVALUATION_SAMPLES,
+            "reading": 0,
             "unreadable": str(error),
         }
     samples, seq_len = calibration.input_ids.shape
@@ -134,6 +135,8 @@ def _text(checkpoint: Checkpoint, request: PlanRequest) -> dict[str, Any]:
         "samples": samples,
         "seq_len": seq_len,
         "evaluation_samples": 0 if evaluation is None else len(evaluation.input_ids),
+        "reading": calibration.reading,
+        "prefix": list(calibration.prefix),
     }
 
 
@@ -153,7 +156,7 @@ def _memory(checkpoint: Checkpoint, request: PlanRequest, progress: Progress) ->
     )
     recipe = resolve_recipe(checkpoint, free, progress)  # for its device and dtype
     model, text = skeleton(checkpoint, DTYPES[recipe.dtype]), _text(checkpoint, request)
-    shape = {key: text[key] for key in ("samples", "seq_len", "evaluation_samples")}
+    shape = {key: text[key] for key in ("samples", "seq_len", "evaluation_samples", "reading")}
     found = estimate_memory(checkpoint, request, recipe, model, **shape)
     return {
         "text": text,

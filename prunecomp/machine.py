@@ -35,6 +35,7 @@ def estimate_memory(
     samples: int,
     seq_len: int,
     evaluation_samples: int,
+    reading: int,
 ) -> Estimate:
     """How much memory the plan will need, and how it is to run within it.
 
@@ -53,6 +54,7 @@ def estimate_memory(
             logits=request.evaluation != "none" or getattr(metric, "logits", False),
             candidates=width if getattr(metric, "candidates", False) else 0,
             again=recipe.strategy == "iterative" and recipe.num_removed > width,
+            reading=reading,
         ),
         uses=part_uses(model, checkpoint, dtype),
         device=device, dtype=dtype, depth=checkpoint.num_hidden_layers,
@@ -107,12 +109,14 @@ def open_runners(
     empty = skeleton(checkpoint, dtype)
     memory = estimate_memory(
         checkpoint, request, recipe, empty, samples=-(-samples // group.world), seq_len=seq_len,
-        evaluation_samples=-(-held_out // group.world),
+        evaluation_samples=-(-held_out // group.world), reading=calibration.reading,
     )  # fmt: skip
     resident = memory.mode == "resident"
     how = "the whole model" if resident else "one layer at a time, from the files"
+    front = ", ".join(map(str, calibration.prefix))
+    front = f", each beginning with token {front}" if front else ""
     progress.say(
-        f"calibration: {request.calibration}, {samples} x {seq_len} tokens; "
+        f"calibration: {request.calibration}, {samples} x {seq_len} tokens{front}; "
         f"{recipe.dtype} on {recipe.device}, {how} in about {memory.total / 2**30:.2f} GiB"
     )
     device = resolve_device(recipe.device)

@@ -56,6 +56,7 @@ class Workload:
         logits: whether anything asks for losses.
         candidates: layers in each candidate that is left out to get its loss; 0 where none is.
         again: whether that is done in more than one round.
+        reading: bytes that reading and tokenising the text take at once.
     """
 
     samples: int
@@ -67,6 +68,7 @@ class Workload:
     logits: bool = True
     candidates: int = 0
     again: bool = False
+    reading: int = 0
 
     @property
     def batch(self) -> int:
@@ -100,7 +102,7 @@ class Estimate:
     Attributes:
         device: where the model runs.
         mode: ``resident``, the whole model in memory, or ``streamed``, a layer at a time.
-        moment: ``loading``, ``layers``, ``embeddings``, ``logits`` or ``gradients``.
+        moment: ``reading``, ``loading``, ``layers``, ``embeddings``, ``logits`` or ``gradients``.
         parts: what is there then, by name.
         moments: the total at each moment.
         host: main memory, where the device has memory of its own.
@@ -254,6 +256,7 @@ def _moments(
     freed = {"freed temporaries that the allocator keeps": kept, **holes}
     layer = {"a layer's temporaries": sum(blocks), **holes}
     moments = {
+        "reading": {"text that is read and tokenised": load.reading * host},
         "loading": loading,
         "layers": {**running, "evaluation": 3 * evaluation, **layer},
         "embeddings": {**ends, **freed},
@@ -358,7 +361,7 @@ def estimate(
     }
     moments = _moments(model, load, uses, b, device.type, mode)
     moments = {
-        m: {**libraries, **parts, **({} if m == "loading" else kept)}
+        m: {**libraries, **parts, **({} if m in {"reading", "loading"} else kept)}
         for m, parts in moments.items()
     }
     totals = {moment: sum(parts.values()) for moment, parts in moments.items()}

@@ -52,6 +52,8 @@ class PlanRequest:
     calibration_field: str = "text"
     calibration_config: str | None = None
     calibration_split: str | None = None
+    chat_field: str = "auto"
+    bos: str = "auto"
     samples: int | None = None
     seq_len: int | None = None
     seed: int = 0
@@ -140,7 +142,7 @@ def load_texts(
 
     source = TextSource(
         request.calibration, request.calibration_field, request.calibration_config,
-        request.calibration_split,
+        request.calibration_split, request.chat_field,
     )  # fmt: skip
     resolved = resolved_config(checkpoint)
     common = {
@@ -149,19 +151,22 @@ def load_texts(
         "max_seq_len": resolved.get("max_position_embeddings"),
     }
     calibration = load_tokens(
-        source, samples=request.samples, seq_len=request.seq_len, seed=request.seed, **common
-    )
+        source, samples=request.samples, seq_len=request.seq_len, seed=request.seed,
+        bos=request.bos, **common,
+    )  # fmt: skip
     name = request.evaluation
     if name is None and request.calibration in BUILT_IN:
         name = request.calibration
     if name is None or name == "none":
         return calibration, None
-    shape = {"samples": EVALUATION_SAMPLES, "seq_len": calibration.input_ids.shape[1]}
-    if name.endswith(".safetensors"):
-        shape = {}  # all of it: someone has chosen these tokens
-    return calibration, load_tokens(
-        TextSource(name, request.calibration_field), held_out=True, **shape, **common
-    )
+    text = TextSource(name, request.calibration_field, chat_field=request.chat_field)
+    drawn: dict[str, Any] = {
+        "samples": EVALUATION_SAMPLES, "seq_len": calibration.input_ids.shape[1],
+        "bos": request.bos,
+    }  # fmt: skip
+    if text.suffix == ".safetensors":
+        drawn = {}  # all of it as it is: someone has chosen these tokens
+    return calibration, load_tokens(text, held_out=True, **drawn, **common)
 
 
 def empty_plan(
@@ -183,7 +188,8 @@ def empty_plan(
         calibration=CalibrationRecord(
             request.calibration, samples, seq_len, request.seed, calibration.sha256,
             {"field": request.calibration_field, "config": request.calibration_config,
-             "split": request.calibration_split},
+             "split": request.calibration_split, "chat": calibration.chat},
+            calibration.bos, calibration.prefix,
         ),
         versions=versions(),
     )  # fmt: skip
@@ -220,6 +226,8 @@ def make_plan(
         progress.say(
             f"note: the text has {samples} samples of {seq_len} tokens, not {request.samples}"
         )
+    for note in calibration.notes:
+        progress.say(f"note: {note}")
     runner, held_out = open_runners(
         checkpoint, request, recipe, (calibration, evaluation), progress
     )

@@ -59,7 +59,11 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """Which tokens were used: enough to draw the same ones again, and to prove that they are."""
+    """Which tokens were used: enough to draw the same ones again, and to prove that they are.
+
+    Every sample begins with the tokens `prefix`, which count nowhere; `bos` is how they were asked
+    for (``auto``, ``each`` or ``none``). Plans that were made before there was that have none.
+    """
 
     source: str
     samples: int
@@ -67,10 +71,12 @@ class CalibrationRecord:
     seed: int
     sha256: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    bos: str = "none"
+    prefix: tuple[int, ...] = ()
 
 
 _MAX_DEPTH = 10_000  # no decoder is near it; a damaged number must not make us list that many
-_KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict}
+_KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
 
 
 def _checked(record: Any) -> Any:
@@ -84,6 +90,11 @@ def _checked(record: Any) -> Any:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise TypeError(f"{item.name} is {value!r}")
     return record
+
+
+def _calibration(document: Mapping[str, Any]) -> CalibrationRecord:
+    prefix = tuple(operator.index(token) for token in document.get("prefix", ()))
+    return _checked(CalibrationRecord(**{**document, "prefix": prefix}))
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ class PrunePlan:
         for r in document["rounds"]:
             r["removed"] = list(r["removed"])
             r["scores"] = {str(k): v for k, v in r["scores"].items()}
+        document["calibration"]["prefix"] = list(self.calibration.prefix)
         return {
             "schema_version": SCHEMA_VERSION,
             **document,
@@ -201,7 +213,7 @@ class PrunePlan:
             plan = cls(
                 source=_checked(SourceModel(**document["source"])),
                 recipe=_checked(Recipe(**document["recipe"])),
-                calibration=_checked(CalibrationRecord(**document["calibration"])),
+                calibration=_calibration(document["calibration"]),
                 rounds=tuple(
                     PruneRound(
                         removed=tuple(operator.index(i) for i in r["removed"]),

@@ -158,9 +158,17 @@ def collect(
     results = tuple(row.result for found in rows.values() for row in found)
     accuracy = Accuracy(
         engine, num_fewshot, results, tuple(kept), tuple(means),
-        tuple(text for text in texts if text is not None),
+        tuple(text for text in texts if text is not None), _prefix(directories),
     )  # fmt: skip
     return accuracy, [*guard(results), *_guessed(results, base), *_lost(sorted(lost))]
+
+
+def _prefix(directories: Mapping[str, Path]) -> tuple[str, ...] | None:
+    """What every text began with, for the first model; the others have the same tokenizer."""
+    for where in directories.values():
+        found = json.loads((where / "results.json").read_text(encoding="utf-8"))
+        return tuple(found["prefix"]) if "prefix" in found else None
+    return None
 
 
 def guard(results: Sequence[TaskResult]) -> list[str]:

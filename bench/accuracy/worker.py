@@ -7,6 +7,7 @@ file of samples per task, and ``perplexity.json``. A failure is one line on stde
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.accuracy.tasks import open_tasks, task_groups
+from prunecomp.calibration.data import CalibrationSet
+from prunecomp.calibration.tokenizer import affixes
 from prunecomp.console import explain, silence_libraries
 from prunecomp.errors import PruneCompError, UsageError
 
@@ -126,6 +129,44 @@ def load_model(job: Job) -> Any:
     )
 
 
+def begin_texts(tokenizer: Any) -> list[str]:
+    """Has every text begin as the tokenizer itself begins it; returns these tokens.
+
+    lm-eval asks the tokenizer for that, and takes the end of a context for what the answer follows:
+    a token that the tokenizer puts behind a text would stand in between, so it is taken away.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    prefix, suffix = affixes(tokenizer)
+    names = tokenizer.convert_ids_to_tokens(list(prefix))
+    if suffix:
+        if not getattr(tokenizer, "is_fast", False):
+            raise UsageError(
+                f"{tokenizer.name_or_path}: its tokenizer puts {len(suffix)} tokens behind every "
+                "text, which no answer can follow; give it a tokenizer.json that does not"
+            )
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*names, "$A"], special_tokens=list(zip(names, prefix, strict=True))
+        )
+    return names
+
+
+def windows_of(tokens: CalibrationSet) -> list[tuple[tuple[str, str], list[int], list[int]]]:
+    """What lm-eval is asked: ``(no text, context, what is predicted)``, of tokens that count.
+
+    Where some in between do not, there are several per window, each behind all that was before.
+    """
+    asked = []
+    for row, counted in zip(tokens.input_ids.tolist(), tokens.counted.tolist(), strict=True):
+        runs = itertools.groupby(range(1, len(row)), key=lambda i: counted[i])
+        for run in [list(positions) for counts, positions in runs if counts]:
+            asked.append((("", ""), row[: run[0]], row[run[0] : run[-1] + 1]))
+    return asked
+
+
 def perplexity(lm: Any, job: Job) -> dict[str, Any]:
     """On windows that do not overlap; in each, all tokens but the first are predicted.
 
@@ -145,21 +186,21 @@ def perplexity(lm: Any, job: Job) -> dict[str, Any]:
             f"windows of {seq_len} tokens: vLLM needs one token of its context of {lm.max_length} "
             "to generate; give a shorter window"
         )
-    ids = load_tokens(
+    tokens = load_tokens(
         TextSource(job.text), tokenizer_dir=checkpoint.path, vocab_size=config["vocab_size"],
         max_seq_len=context, samples=job.text_samples, seq_len=seq_len, held_out=True,
-    ).input_ids  # fmt: skip
+    )  # fmt: skip
     if job.engine == "hf":
         lm.batch_size_per_gpu = 1  # a window's logits are as large as those of many short items
-    windows = [(("", ""), row[:1], row[1:]) for row in ids.tolist()]
+    windows = windows_of(tokens)
     logs = [log for log, _ in lm._loglikelihood_tokens(windows, disable_tqdm=True)]
-    tokens = len(windows) * (seq_len - 1)
-    loss = -math.fsum(logs) / tokens
+    predicted = sum(len(answer) for _, _, answer in windows)
+    loss = -math.fsum(logs) / predicted
     if not math.isfinite(loss):
         raise PruneCompError(f"{job.model}: the loss on {job.text} is not finite; use float32")
     return {
-        "text": job.text, "perplexity": math.exp(loss), "loss": loss, "tokens": tokens,
-        "seq_len": seq_len,
+        "text": job.text, "perplexity": math.exp(loss), "loss": loss, "tokens": predicted,
+        "seq_len": seq_len, "prefix": list(tokens.prefix),
     }  # fmt: skip
 
 
@@ -185,7 +226,9 @@ def evaluate(job: Job, output: Path) -> None:
     evaluator.add_env_info = lambda results: None
     tasks, groups, manager = load_tasks(job) if job.tasks else ([], {}, None)
     lm = load_model(job)
-    results: dict[str, Any] = {"job": job.to_json(), "groups": groups, "results": {}}
+    results: dict[str, Any] = {
+        "job": job.to_json(), "groups": groups, "results": {}, "prefix": begin_texts(lm.tokenizer),
+    }  # fmt: skip
     if tasks:
         found = evaluator.simple_evaluate(
             model=lm, tasks=tasks, num_fewshot=job.num_fewshot, limit=job.limit,

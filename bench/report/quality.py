@@ -18,7 +18,7 @@ def accuracy(report: Report) -> Section:
     note = (
         f"lm-eval with {found.engine}, {shots} examples in the prompt. Retained is the pruned "
         "model's value over the base's, with the standard error of that ratio over the same "
-        "samples."
+        "samples." + _beginning(found.prefix)
     )
     parts = [Part(text=(note,))]
     if found.mean_retained:
@@ -30,6 +30,14 @@ def accuracy(report: Report) -> Section:
     else:
         parts.append(missing("Tasks"))
     return Section("accuracy", "Accuracy", [*parts, _perplexities(found)])
+
+
+def _beginning(prefix: tuple[str, ...] | None) -> str:
+    if prefix is None:
+        return ""
+    if not prefix:
+        return " Nothing is put in front of a text, for the tokenizer puts nothing there."
+    return f" Every text begins with {' '.join(prefix)}, as the tokenizer puts it."
 
 
 def _tasks(found: Accuracy) -> Table:

@@ -3,62 +3,34 @@
 A source is named by one string:
 
 * a built-in name: ``python-stdlib`` (offline), ``wikitext-2``, ``c4`` (from the hub);
-* a ``.txt`` file; a ``.jsonl`` file with one object per line (`TextSource.field` names the text);
+* a ``.txt`` file; a ``.jsonl`` file with one object per line, which holds a text or the messages of
+  a conversation (`TextSource.field` and `TextSource.chat_field` name them);
 * a ``.safetensors`` file that holds ``input_ids`` [samples, tokens], to repeat a run exactly;
-* the id of a data set on the hub, with `config`, `split` and `field`.
+* the id of a data set on the hub, with `config`, `split`, `field` and `chat_field`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from prunecomp.calibration import python_stdlib
-from prunecomp.errors import MissingDependencyError, UsageError
-from prunecomp.registry import did_you_mean
+from prunecomp.calibration import token_file
+from prunecomp.calibration.local_text import Reading
+from prunecomp.calibration.sources import BUILT_IN, Chat, TextSource, open_source
+from prunecomp.calibration.tokenizer import BOS_MODES, load_tokenizer, prefix_of
+from prunecomp.calibration.windows import Shape, chat_windows, token_windows
+from prunecomp.errors import UsageError
+
+__all__ = [
+    "BUILT_IN", "DEFAULT_SAMPLES", "DEFAULT_SEQ_LEN", "CalibrationSet", "TextSource",
+    "load_tokens", "save_tokens",
+]  # fmt: skip
 
 DEFAULT_SAMPLES = 128
 DEFAULT_SEQ_LEN = 2048
-
-#: Built-in names that stand for a data set on the hub: what to calibrate on, and what to evaluate
-#: on. WikiText-2's training split is what the pruning literature calibrates on; its rows are
-#: lines, joined by blank lines.
-HUB_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "wikitext-2": {
-        split: {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": part}
-        for split, part in (("train", "train"), ("held-out", "test"))
-    },
-    "c4": {
-        "train": {
-            "path": "allenai/c4", "split": "train",
-            "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
-        },
-        "held-out": {
-            "path": "allenai/c4", "split": "validation",
-            "data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"},
-        },
-    },
-}  # fmt: skip
-BUILT_IN = ("python-stdlib", *HUB_PRESETS)
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """What the user named: `name` as above; the rest refines files and hub data sets."""
-
-    name: str
-    field: str = "text"
-    config: str | None = None
-    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,25 +41,56 @@ class CalibrationSet:
         input_ids: [samples, tokens] int64.
         source: what was named.
         seed: of the choice of samples.
+        bos: one of `BOS_MODES`.
+        prefix: the tokens that every sample begins with, in front of the text; they count nowhere.
+        mask: [samples, tokens] bool, which tokens enter means and losses; None where all do but
+            the prefix.
+        chat: the field that the conversations were in; None for other text.
+        notes: what is worth telling about it.
+        reading: bytes that reading and tokenising it took at once, about.
     """
 
     input_ids: torch.Tensor
     source: TextSource
     seed: int
+    bos: str = "none"
+    prefix: tuple[int, ...] = ()
+    mask: torch.Tensor | None = None
+    chat: str | None = None
+    notes: tuple[str, ...] = ()
+    reading: int = 0
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """Which tokens enter means and losses: [samples, tokens] bool."""
+        if self.mask is not None:
+            return self.mask
+        counted = torch.ones(self.input_ids.shape, dtype=torch.bool)
+        counted[:, : len(self.prefix)] = False
+        return counted
 
     @property
     def sha256(self) -> str:
-        """Digest of shape and tokens (little-endian int64)."""
+        """Digest of shape and tokens (little-endian int64), and of which count if not all do."""
         digest = hashlib.sha256(str(tuple(self.input_ids.shape)).encode())
         digest.update(self.input_ids.contiguous().numpy().astype("<i8").tobytes())
+        counted = self.counted
+        if not counted.all():
+            digest.update(counted.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def first(self, samples: int) -> CalibrationSet:
+        """The first so many samples."""
+        mask = None if self.mask is None else self.mask[:samples]
+        return replace(self, input_ids=self.input_ids[:samples], mask=mask)
 
 
 def save_tokens(tokens: CalibrationSet, path: Path) -> None:
-    """Writes ``input_ids`` as int32 for use as a ``.safetensors`` source."""
-    from safetensors.torch import save
-
-    path.write_bytes(save({"input_ids": tokens.input_ids.to(torch.int32).contiguous()}))
+    """Writes `tokens`, and which of them count, for use as a ``.safetensors`` source."""
+    stored = token_file.Stored(
+        tokens.input_ids, tokens.mask, tokens.prefix, tokens.bos, tokens.chat
+    )
+    token_file.write(path, stored)
 
 
 def load_tokens(
@@ -99,16 +102,20 @@ def load_tokens(
     samples: int | None = None,
     seq_len: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
     held_out: bool = False,
 ) -> CalibrationSet:
     """Draws `samples` windows of `seq_len` tokens; windows do not overlap.
 
-    Text is tokenised without special tokens and cut into windows, of which a seeded choice is
-    taken. A source with fewer windows gives those that it has.
+    Every window begins with what the tokenizer puts in front of a text, see `bos`. Behind it is
+    text, tokenised without special tokens and cut into windows, of which a seeded choice is taken;
+    or conversations in whole turns, see `prunecomp.calibration.chat`. A source with fewer windows
+    gives those that it has.
 
     Args:
         max_seq_len: the model's context; a longer default is cut to it, a longer request is
             refused.
+        bos: one of `BOS_MODES`; a file of tokens is taken as it is.
         held_out: take the evaluation split of a built-in source that has one.
 
     Raises:
@@ -117,46 +124,64 @@ def load_tokens(
     """
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
-    if source.name.endswith(".safetensors"):
-        input_ids = _token_file(Path(source.name), samples, seq_len)
-        _check_ids(input_ids, source.name, vocab_size, max_seq_len)
-        return CalibrationSet(input_ids, source, seed)
-    samples = DEFAULT_SAMPLES if samples is None else samples
-    if seq_len is None:
-        seq_len = min(DEFAULT_SEQ_LEN, max_seq_len or DEFAULT_SEQ_LEN)
+    if bos not in BOS_MODES:
+        raise UsageError(f"--bos {bos}: choose from {', '.join(BOS_MODES)}")
+    if source.suffix == ".safetensors":
+        found = _of_file(source, samples, seq_len, seed, bos)
+    else:
+        samples = DEFAULT_SAMPLES if samples is None else samples
+        if seq_len is None:
+            seq_len = min(DEFAULT_SEQ_LEN, max_seq_len or DEFAULT_SEQ_LEN)
+        _check_context(seq_len, source.name, max_seq_len)
+        found = _of_text(
+            source, samples, seq_len, seed, bos, tokenizer_dir, vocab_size, held_out=held_out
+        )
+    _check_ids(found.input_ids, source.name, vocab_size, max_seq_len)
+    return found
+
+
+def _of_text(
+    source: TextSource, samples: int, seq_len: int, seed: int, bos: str, tokenizer_dir: Path,
+    vocab_size: int, *, held_out: bool,
+) -> CalibrationSet:  # fmt: skip
     if samples < 1 or seq_len < 2:
         raise UsageError(
             f"{samples} samples of {seq_len} tokens: at least one sample of two tokens is needed; "
             "give larger --samples or --seq-len"
         )
-    _check_context(seq_len, source.name, max_seq_len)
-    generator = torch.Generator().manual_seed(seed)
-    # A few times what is needed leaves the choice of windows something to choose from, and
-    # spares tokenising the rest of a large corpus.
-    enough = 4 * samples * seq_len
-    if source.name == "python-stdlib":
-        stream = _stdlib_stream(tokenizer_dir, held_out, generator, enough)
-    else:
-        text = "\n\n".join(_texts(source, enough * 8, held_out=held_out))
-        if not text.strip():
-            raise UsageError(f"{source.name}: the calibration text is empty; name another source")
-        stream = _ids(_tokenizer(tokenizer_dir), text)
-    if not stream:  # what transformers makes of a directory without tokenizer files
+    wanted = Reading.of(samples, seq_len, torch.Generator().manual_seed(seed))
+    content = open_source(source, wanted, held_out=held_out)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    prefix = prefix_of(tokenizer, bos, where=str(tokenizer_dir))
+    shape = Shape(samples, seq_len, prefix)
+    if shape.room < 1:
         raise UsageError(
-            f"{tokenizer_dir}: its tokenizer makes no tokens of the text; restore its files, or "
-            "give the tokens as a .safetensors file"
+            f"--seq-len {seq_len}: the {len(prefix)} tokens that the tokenizer puts in front leave "
+            "no room; give a larger --seq-len"
         )
-    count = len(stream) // seq_len
-    if count == 0:
+    where = {"name": source.name, "directory": tokenizer_dir}
+    if isinstance(content, Chat):
+        ids, counted, notes = chat_windows(
+            content, tokenizer, shape, wanted, vocab_size=vocab_size, **where
+        )
+        return CalibrationSet(
+            ids, source, seed, bos, prefix, counted, content.field, tuple(notes), wanted.nbytes
+        )
+    ids = token_windows(content, tokenizer, shape, wanted, **where)
+    return CalibrationSet(ids, source, seed, bos, prefix, reading=wanted.nbytes)
+
+
+def _of_file(
+    source: TextSource, samples: int | None, seq_len: int | None, seed: int, bos: str
+) -> CalibrationSet:
+    if bos == "each":
         raise UsageError(
-            f"{source.name}: the text has {len(stream)} tokens, which is less than one sample of "
-            f"{seq_len}; give more text or a smaller --seq-len"
+            f"--bos each: {source.name} holds tokens, which are taken as they are; leave --bos away"
         )
-    windows = torch.tensor(stream[: count * seq_len]).view(count, seq_len)
-    chosen = torch.randperm(count, generator=generator)[:samples]
-    input_ids = windows[chosen]
-    _check_ids(input_ids, source.name, vocab_size, max_seq_len)
-    return CalibrationSet(input_ids, source, seed)
+    stored = token_file.read(Path(source.name), samples, seq_len)
+    return CalibrationSet(
+        stored.input_ids, source, seed, stored.bos, stored.prefix, stored.mask, stored.chat
+    )
 
 
 def _check_ids(input_ids: torch.Tensor, name: str, vocab_size: int, context: int | None) -> None:
@@ -175,154 +200,3 @@ def _check_context(seq_len: int, name: str, context: int | None) -> None:
             f"{name}: samples of {seq_len} tokens exceed the model's context of {context}; "
             "use a smaller --seq-len"
         )
-
-
-def _token_file(path: Path, samples: int | None, seq_len: int | None) -> torch.Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: cannot read the tokens ({error}); check the file") from error
-    ids = tensors.get("input_ids")
-    if ids is None or ids.ndim != 2 or ids.dtype not in _INTEGERS:
-        raise UsageError(f"{path}: must hold an integer tensor input_ids of [samples, tokens]")
-    rows = len(ids) if samples is None else samples
-    columns = ids.shape[1] if seq_len is None else seq_len
-    if not (1 <= rows <= len(ids) and 2 <= columns <= ids.shape[1]):
-        raise UsageError(
-            f"{path}: holds {len(ids)} samples of {ids.shape[1]} tokens, {rows} of {columns} "
-            "were asked for; give smaller --samples or --seq-len"
-        )
-    return ids[:rows, :columns].long()
-
-
-def _tokenizer(directory: Path):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # a malformed file can raise anything in there
-        raise UsageError(
-            f"{directory}: cannot load its tokenizer ({_reason(error)}); restore its files, or "
-            "give the tokens as a .safetensors file"
-        ) from error
-
-
-def _ids(tokenizer, text: str | list[str]):
-    """Token ids without special tokens, and without the warning that a corpus is a long text."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _reason(error: Exception) -> str:
-    """What another package has to say about it, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _stdlib_stream(
-    directory: Path, held_out: bool, generator: torch.Generator, enough: int
-) -> list[int]:
-    """Whole files in random order, each after an end-of-text token where there is one."""
-    tokenizer = _tokenizer(directory)
-    texts = [t for _, t in python_stdlib.documents("held-out" if held_out else "train")]
-    order = torch.randperm(len(texts), generator=generator).tolist()
-    start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stream: list[int] = []
-    for first in range(0, len(order), 16):
-        part = [texts[i] for i in order[first : first + 16]]
-        for ids in _ids(tokenizer, part):
-            stream += start + ids
-        if len(stream) >= enough:
-            break
-    return stream
-
-
-def _texts(source: TextSource, enough: int, *, held_out: bool) -> Iterator[str]:
-    """The texts of a file or data set, until about `enough` characters have come."""
-    path = Path(source.name)
-    if path.suffix in {".txt", ".jsonl"}:
-        if not path.is_file():
-            kind = "is not a file" if path.exists() else "no such file"
-            raise UsageError(f"{path}: {kind}; name a text file to calibrate on")
-        try:
-            text = path.read_text(encoding="utf-8-sig")  # Windows tools write a byte order mark
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{path}: cannot read it as UTF-8 text ({_reason(error)}); convert or restore it"
-            ) from error
-        yield from [text] if path.suffix == ".txt" else _jsonl(path, text, source.field)
-        return
-    if path.is_file():
-        raise UsageError(f"{path}: a calibration file is a .txt, a .jsonl or a .safetensors")
-    local = bool(source.name) and path.is_dir()  # which the package datasets reads, too
-    if source.name not in BUILT_IN and not (local or _HUB_ID.fullmatch(source.name)):
-        raise UsageError(
-            f"unknown calibration source {source.name!r}{did_you_mean(source.name, BUILT_IN)} "
-            f"(use {', '.join(BUILT_IN)}, a .txt, .jsonl or .safetensors file, or a hub data set "
-            "as OWNER/NAME)"
-        )
-    seen = 0
-    for text in _hub(source, "held-out" if held_out else "train"):
-        yield text
-        seen += len(text)
-        if seen >= enough:
-            return
-
-
-def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
-    # Not splitlines(): a JSON string may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(
-                f"{path}, line {number}: is not JSON ({_reason(error)}); correct the line"
-            ) from error
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            raise UsageError(
-                f"{path}, line {number}: has no text under {field!r}; name the field with "
-                "--calibration-field"
-            )
-        if re.search("[\ud800-\udfff]", record[field]):
-            raise UsageError(
-                f"{path}, line {number}: holds half of a surrogate pair, which is not text; "
-                "correct the line"
-            )
-        yield record[field]
-
-
-def _hub(source: TextSource, split: str) -> Iterator[str]:
-    for row in _rows(source, split):
-        if not isinstance(row.get(source.field), str):
-            raise UsageError(
-                f"{source.name}: rows have the fields {', '.join(row)}, and no text under "
-                f"{source.field!r}; name one with --calibration-field"
-            )
-        yield row[source.field]
-
-
-def _rows(source: TextSource, split: str) -> Iterator[dict[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{source.name}: reading a hub data set needs the package datasets; "
-            "install prunecomp[data]"
-        ) from error
-    request = {"path": source.name, "split": "train"}
-    if source.name in HUB_PRESETS:
-        request = dict(HUB_PRESETS[source.name][split])
-    if source.config:
-        request["name"] = source.config
-    if source.split:
-        request["split"] = source.split
-    try:
-        yield from load_dataset(**request, streaming=True)
-    except Exception as error:  # four packages and the network are behind this
-        raise UsageError(
-            f"{source.name}: cannot load the data set ({_reason(error)}); check its name and the "
-            "network, or use a local file"
-        ) from error

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import cross_entropy
 
+from prunecomp.calibration.counted import EVERY, Counted
 from prunecomp.calibration.view import PlannedModel
 
 #: Logits that exist at once as the model computes them, by type of device.
@@ -26,21 +27,30 @@ def positions_at_once(vocabulary: int, samples: int, device: str) -> int:
     return max(1, max(LOGIT_ELEMENTS[device] // vocabulary, FEWEST_TOKENS) // samples)
 
 
-def _pieces(model: PlannedModel, ids: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Positions that are taken at once, and the token that follows each of them."""
+def _pieces(
+    model: PlannedModel, ids: torch.Tensor, counted: Counted
+) -> Iterator[tuple[slice, torch.Tensor, Counted]]:
+    """Positions that are taken at once, the token that follows each, and which of these count."""
     step = positions_at_once(model.vocabulary, len(ids), ids.device.type)
     last = ids.shape[1] - 1
-    for start in range(0, last, step):
+    for start in range(counted.first_target() - 1, last, step):
         stop = min(start + step, last)
-        yield slice(start, stop), ids[:, start + 1 : stop + 1]
+        following = slice(start + 1, stop + 1)
+        yield slice(start, stop), ids[:, following], counted.targets(following)
 
 
 @torch.no_grad()
-def sample_losses(model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Sum over tokens of the cross entropy in nats: [n, t, d] and ids [n, t] -> [n] float64."""
+def sample_losses(
+    model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor, counted: Counted = EVERY
+) -> torch.Tensor:
+    """Sum of the cross entropy in nats over the tokens that are predicted, which all count.
+
+    Stream [n, t, d] and ids [n, t] -> [n] float64.
+    """
     total = torch.zeros(len(ids), dtype=torch.float64, device=hidden.device)
-    for where, target in _pieces(model, ids):
-        total += _losses(model, hidden[:, where], ids[:, where], target).double().sum(dim=1)
+    for where, target, of_these in _pieces(model, ids, counted):
+        losses = _losses(model, hidden[:, where], ids[:, where], target)
+        total += of_these.blank(losses).double().sum(dim=1)
     return total
 
 
@@ -55,13 +65,17 @@ def _losses(
     return torch.cat(losses).view_as(target)
 
 
-def loss_gradient(model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Gradient of the sum over samples of the mean loss, with respect to `hidden` [n, t, d]."""
-    out = torch.zeros_like(hidden)
-    for where, target in _pieces(model, ids):
-        out[:, where] = _gradient(
-            model, hidden[:, where], ids[:, where], target, terms=ids.shape[1] - 1
-        )
+def loss_gradient(
+    model: PlannedModel, hidden: torch.Tensor, ids: torch.Tensor, counted: Counted = EVERY
+) -> torch.Tensor:
+    """Gradient of the sum over samples of the mean loss, with respect to `hidden` [n, t, d].
+
+    The mean is over the tokens of the sample that are predicted, which all count.
+    """
+    out, terms = torch.zeros_like(hidden), counted.predicted(ids)[:, None]
+    for where, target, of_these in _pieces(model, ids, counted):
+        weights = of_these.blank((1.0 / terms).expand_as(target).clone())
+        out[:, where] = _gradient(model, hidden[:, where], ids[:, where], target, weights)
     return out
 
 
@@ -70,11 +84,11 @@ def _gradient(
     hidden: torch.Tensor,
     ids: torch.Tensor,
     target: torch.Tensor,
-    *,
-    terms: int,
+    weights: torch.Tensor,
 ) -> torch.Tensor:
+    """Of the weighted sum of the losses at these positions."""
     piece = hidden.detach().requires_grad_()
     with torch.enable_grad():
         logits = model.logits(piece, ids)
-        loss = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
-    return torch.autograd.grad(loss / terms, piece)[0]
+        losses = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+    return torch.autograd.grad(losses, piece, weights.flatten())[0]

@@ -16,6 +16,7 @@ import torch
 
 from prunecomp.calibration.allocation import Heap
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
+from prunecomp.calibration.counted import Counted
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.detours import Detours
 from prunecomp.calibration.losses import loss_gradient, sample_losses
@@ -37,12 +38,12 @@ ALONE = Group()
 
 
 def _mean(sums: torch.Tensor, terms: int) -> float:
-    """Mean of all terms of all samples: [samples] float64, each a sum of so many terms.
+    """Mean of `terms` terms in all, from the sum of each sample's: [samples] float64.
 
     Raises:
         NumericError: it is not finite.
     """
-    value = float(sums.sum()) / (len(sums) * terms)
+    value = float(sums.sum()) / terms
     if not math.isfinite(value):
         raise NumericError(NOT_FINITE)
     return value
@@ -88,7 +89,14 @@ class Runner:
         self._heap = Heap()
         ids = calibration.input_ids.to(model.device)
         self._group = group
-        self._ids = group.share(ids, batch_size or default_batch(ids.device.type, ids.shape[1]))
+        batch_size = batch_size or default_batch(ids.device.type, ids.shape[1])
+        self._ids = group.share(ids, batch_size)
+        whole = Counted.of(calibration.counted)
+        self._tokens = int(whole.numbers(calibration.input_ids).sum())
+        self._predicted = int(whole.predicted(calibration.input_ids).sum())
+        self._counted = whole.shared(
+            lambda mask: group.share(mask.to(model.device), batch_size), len(self._ids)
+        )
         self._single = int(group.gather(torch.tensor([len(self._ids)])).max()) == 1
         first = self._embed()
         sizes = {
@@ -127,16 +135,16 @@ class Runner:
                 if lag == 1 or boundary not in self.cache.held:
                     window[boundary] = batches
                 if boundary not in self._norms and axis == "channels":
-                    self._norms[boundary] = [token_norms(hidden) for hidden in batches]
+                    each = zip(batches, self._counted, strict=True)
+                    self._norms[boundary] = [token_norms(*one) for one in each]
                 p = boundary - lag
                 if p >= start:
                     before = window.pop(p, None) or self.cache.get(p)
                     assert before is not None
                     sums = self._cosine_sums((p, before), (boundary, batches), axis)
-                    shape = batches[0].shape
-                    known[p] = _mean(
-                        self._group.gather(sums), shape[2] if axis == "sequence" else shape[1]
-                    )
+                    sums = self._group.gather(sums)
+                    channels = len(sums) * batches[0].shape[2]
+                    known[p] = _mean(sums, channels if axis == "sequence" else self._tokens)
         return [known[p] for p in range(pairs)]
 
     def _cosine_sums(
@@ -148,11 +156,11 @@ class Runner:
         """Per sample, between two boundaries and their batches."""
         (p, before), (q, after) = first, second
         if axis == "sequence":
-            pairs = zip(before, after, strict=True)
-            return torch.cat([cosine_sums(x, y, axis=axis) for x, y in pairs])
+            each = zip(before, after, self._counted, strict=True)
+            return torch.cat([cosine_sums(x, y, axis=axis, counted=c) for x, y, c in each])
         norms = zip(self._norms[p], self._norms[q], strict=True)
-        triples = zip(before, after, norms, strict=True)
-        return torch.cat([cosine_sums(x, y, n) for x, y, n in triples])
+        every = zip(before, after, norms, self._counted, strict=True)
+        return torch.cat([cosine_sums(x, y, n, counted=c) for x, y, n, c in every])
 
     def loss(self, *, description: str = "loss") -> float:
         """Mean next-token cross entropy in nats."""
@@ -198,9 +206,9 @@ class Runner:
 
     def _mean_loss(self, batches: Sequence[torch.Tensor]) -> float:
         with self.model.outside():
-            ids = zip(batches, self._ids, strict=True)
-            losses = [sample_losses(self.model, *each) for each in ids]
-        return _mean(self._group.gather(torch.cat(losses)), self._ids[0].shape[1] - 1)
+            each = zip(batches, self._ids, self._counted, strict=True)
+            losses = [sample_losses(self.model, *one) for one in each]
+        return _mean(self._group.gather(torch.cat(losses)), self._predicted)
 
     def weight_gradients(
         self, wanted: Collection[int]
@@ -217,8 +225,8 @@ class Runner:
         ((_, batches),) = self._sweep(last, last, "forward")
         with self.model.outside():
             self.model.prefetch(self.live[-1])
-            ids = zip(batches, self._ids, strict=True)
-            upstream = [loss_gradient(self.model, *each) for each in ids]
+            each = zip(batches, self._ids, self._counted, strict=True)
+            upstream = [loss_gradient(self.model, *one) for one in each]
         tracked = self.progress.track(positions, "gradients", total=len(positions), unit="layer")
         for p in tracked:
             ((_, batches),) = self._sweep(p, p, "forward")
@@ -291,6 +299,7 @@ class Runner:
         if self._exact_prefix or self._single:
             return False  # the check would be the whole work
         ids = self._ids[0][:1] if len(self._ids) == 1 else self._ids[0]
+        counted = self._counted[0].first(len(ids))
         with torch.no_grad(), self.model.outside():
             hidden = self.model.embed(ids)
         differences = []
@@ -299,13 +308,14 @@ class Runner:
                 (hidden,) = self._through(p - 1, [hidden])
             if p in self._norms:
                 before = self._norms[p][0][: len(ids)] * factor
-                differences.append((before, token_norms(hidden)))
+                differences.append((before, token_norms(hidden, counted)))
             if p in self._magnitudes:
                 before = self._magnitudes[p][: len(ids)] * factor
-                differences.append((before, magnitudes(hidden).cpu()))
+                differences.append((before, magnitudes(hidden, counted).cpu()))
         kept = self.cache.get(cut)
         if kept is not None:
-            differences.append((kept[0][: len(ids)].float() * factor, hidden.float()))
+            streams = kept[0][: len(ids)].float() * factor, hidden.float()
+            differences.append(tuple(counted.blank(counted.trim(h)) for h in streams))
         deviation = max(float((x - y).norm() / y.norm()) for x, y in differences)
         deviation = float(self._group.gather(torch.tensor([deviation])).max())
         if not deviation <= PREFIX_TOLERANCE[hidden.dtype]:
@@ -347,7 +357,8 @@ class Runner:
 
     def _measure(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
         if boundary not in self._magnitudes:
-            self._magnitudes[boundary] = torch.cat([magnitudes(hidden) for hidden in batches]).cpu()
+            each = zip(batches, self._counted, strict=True)
+            self._magnitudes[boundary] = torch.cat([magnitudes(*one) for one in each]).cpu()
 
     def _sweep(
         self, first: int, last: int, description: str

@@ -2,7 +2,8 @@
 
 Letters: n samples, t tokens, d channels. Products and sums of one token or channel are taken in
 fp32, sums of cosines in fp64. All is computed per sample, so that it does not matter which samples
-share a batch or a process, and stays on the device of the stream: nobody waits for it here.
+share a batch or a process, and stays on the device of the stream: nobody waits for it here. Tokens
+that `Counted` leaves out enter nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
+from prunecomp.calibration.counted import EVERY, Counted
 from prunecomp.errors import NumericError
 
 #: Elements that are widened to fp32 at once on a CPU, so that they stay in its cache.
@@ -35,21 +37,25 @@ def _pieces(hidden: torch.Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(sample, sample + 1), slice(start, start + step)
 
 
-def magnitudes(hidden: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of |h|: [n, t, d] -> [n, d] float32."""
-    samples, tokens, channels = hidden.shape
+def magnitudes(hidden: torch.Tensor, counted: Counted = EVERY) -> torch.Tensor:
+    """Mean over the counted tokens of |h|: [n, t, d] -> [n, d] float32."""
+    numbers = counted.numbers(hidden)[:, None]
+    hidden = counted.trim(hidden)
+    samples, _, channels = hidden.shape
     total = torch.zeros(samples, channels, dtype=torch.float32, device=hidden.device)
     for piece in _pieces(hidden):
-        total[piece[0]] += hidden[piece].float().abs().sum(dim=1)  # vector_norm is far slower
-    return total / tokens
+        sizes = hidden[piece].float().abs()  # vector_norm is far slower
+        total[piece[0]] += counted.blank(sizes, piece).sum(dim=1)
+    return total / numbers
 
 
-def token_norms(hidden: torch.Tensor) -> torch.Tensor:
-    """Euclidean norm of each token: [n, t, d] -> [n, t] float32."""
+def token_norms(hidden: torch.Tensor, counted: Counted = EVERY) -> torch.Tensor:
+    """Euclidean norm of each token: [n, t, d] -> [n, t - lead] float32; 0 where none counts."""
+    hidden = counted.trim(hidden)
     norms = torch.empty(hidden.shape[:2], dtype=torch.float32, device=hidden.device)
     for piece in _pieces(hidden):
         norms[piece] = torch.linalg.vector_norm(hidden[piece], dim=2, dtype=torch.float32)
-    return norms
+    return counted.blank(norms)
 
 
 def cosine_sums(
@@ -58,30 +64,42 @@ def cosine_sums(
     norms: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
     axis: str = "channels",
+    counted: Counted = EVERY,
 ) -> torch.Tensor:
     """Sum of cosines between two boundaries of the same batch, per sample: [n] float64.
 
     Args:
         before: [n, t, d] stream at the first boundary.
         after: [n, t, d] stream at the second.
-        norms: of the tokens of both, where they are known.
+        norms: `token_norms` of both, where they are known.
         axis: ``channels``: one cosine per token, over d. ``sequence``: one per channel, over t,
             which is what the research code of Prune&Comp and LinearPatch computes for CL, by
             leaving torch's default dim in place.
+        counted: the tokens that a cosine is taken of, or over.
     """
+    if norms is None and axis == "channels":
+        norms = token_norms(before, counted), token_norms(after, counted)
+    before, after = counted.trim(before), counted.trim(after)
     if axis == "sequence":
-        cosines = [
-            torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=0)
-            for x, y in zip(before, after, strict=True)
-        ]
-        return torch.stack(cosines).double().sum(dim=1)
+        return _along_tokens(before, after, counted)
     assert axis == "channels"
-    first, second = norms or (token_norms(before), token_norms(after))
+    assert norms is not None
+    first, second = norms
     lengths = first.clamp(min=_SMALLEST_NORM) * second.clamp(min=_SMALLEST_NORM)
     products = torch.empty_like(lengths)
     for piece in _pieces(before):
         products[piece] = torch.linalg.vecdot(before[piece].float(), after[piece].float(), dim=2)
-    return (products / lengths).double().sum(dim=1)
+    return counted.blank(products / lengths).double().sum(dim=1)
+
+
+def _along_tokens(before: torch.Tensor, after: torch.Tensor, counted: Counted) -> torch.Tensor:
+    """Per sample, the sum over channels of cosines over tokens: [n] float64."""
+    cosines = []
+    for sample, (x, y) in enumerate(zip(before, after, strict=True)):
+        piece = slice(sample, sample + 1), slice(None)
+        x, y = (counted.blank(h[None].float(), piece)[0] for h in (x, y))
+        cosines.append(torch.nn.functional.cosine_similarity(x, y, dim=0))
+    return torch.stack(cosines).double().sum(dim=1)
 
 
 def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:

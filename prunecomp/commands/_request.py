@@ -80,6 +80,17 @@ def add_text(text: argparse._ArgumentGroup) -> None:
     text.add_argument(
         "--calibration-field", default="text", metavar="KEY", help="field of the text"
     )
+    text.add_argument(
+        "--chat-field", default="auto", metavar="KEY",
+        help="field of the messages of a conversation, which go through the chat template; none "
+        "to read text (default: messages or conversations, where they are)",
+    )  # fmt: skip
+    text.add_argument(
+        "--bos", default="auto", choices=["auto", "each", "none"],
+        help="what every window begins with: what the tokenizer itself puts in front of a text "
+        "(auto, the default), its BOS token in any case (each), or nothing, as in published code "
+        "(none); it counts in no mean and no loss; input_ids are taken as they are",
+    )  # fmt: skip
     text.add_argument("--calibration-config", metavar="NAME", help="config of a hub data set")
     text.add_argument("--calibration-split", metavar="NAME", help="split (default: train)")
     text.add_argument("--samples", type=int, metavar="N", help="samples (default: 128)")
@@ -173,7 +184,14 @@ def print_dry_run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Reci
         "num_hidden_layers": checkpoint.num_hidden_layers,
         "tied": checkpoint.tied,
         "recipe": dataclasses.asdict(recipe),
-        "calibration": {"source": args.calibration, "samples": samples, "seq_len": seq_len},
+        "calibration": {
+            "source": args.calibration,
+            "samples": samples,
+            "seq_len": seq_len,
+            "bos": calibration.bos,
+            "prefix": list(calibration.prefix),
+            "chat": calibration.chat,
+        },
         "bytes_to_read": checkpoint.index.nbytes,
         "output": str(args.output),
     }

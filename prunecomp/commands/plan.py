@@ -52,7 +52,7 @@ def _check_files(args: argparse.Namespace, model: Path) -> bool:
         check_output_file(args.resume, overwrite=True, source=model)
     check_output_file(args.output, overwrite=replace, source=model)
     if args.save_tokens:
-        if args.save_tokens.suffix != ".safetensors" or args.save_tokens == args.output:
+        if args.save_tokens.suffix.lower() != ".safetensors" or args.save_tokens == args.output:
             raise UsageError(
                 f"--save-tokens {args.save_tokens}: give a file of its own, named .safetensors"
             )

@@ -16,10 +16,11 @@ from bench.accuracy import tasks, worker
 from bench.accuracy.collect import ONLY_SHORT, _guessed, collect
 from bench.accuracy.run import Request, check, job_of, run
 from bench.schema import TaskResult
-from prunecomp.calibration.data import TextSource, load_tokens
+from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
 from tests.oracles import tiny_models
+from tests.prunecomp import made_tokenizers
 
 OPTIONS = [["yes", "no", "so", "xy"], ["up", "to"], ["aa", "b1", "c"]] * 8
 ITEMS = [
@@ -224,6 +225,57 @@ def test_perplexity_is_transformers_own_loss(models, tmp_path):
     assert found["tokens"] == 7 * 23
     (row,) = collected({"base": tmp_path})[0].perplexity
     assert (row.model, row.text, row.tokens) == ("base", str(text), 7 * 23)
+
+
+@pytest.mark.parametrize("made", ["none", "bos", "eos", "both"])
+def test_texts_begin_as_the_tokenizer_begins_them(made, models, tmp_path):
+    """And nothing stands between a context and its answer, whatever is put behind a text."""
+    directory = shutil.copytree(models["base"], tmp_path / "model")
+    front = ["<bos>"] if made in {"bos", "both"} else []
+    made_tokenizers.write(
+        directory, front=front, behind=["<eos>"] if made in {"eos", "both"} else []
+    )
+    lm = worker.load_model(job_of(directory, Request(tasks=(), text=None, device="cpu")))
+    assert worker.begin_texts(lm.tokenizer) == front
+    context, answer = lm._encode_pair("one two", " three")
+    prefix = [made_tokenizers.IDS["<bos>"]] if front else []
+    whole = lm.tokenizer("one two three", add_special_tokens=False)["input_ids"]
+    assert context == prefix + whole[: len("one two")]
+    assert context + answer == prefix + whole
+
+
+def test_perplexity_begins_with_the_prefix_and_leaves_it_out(tmp_path):
+    """The tokens, and the mean over them, that `plan` evaluates on."""
+    model = tiny_models.build("llama-tied", vocab_size=made_tokenizers.VOCABULARY)
+    tiny_models.write(model, tmp_path / "model")
+    made_tokenizers.write(tmp_path / "model", front=["<lang>", "<bos>"], behind=["<eos>"])
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of {i * 7919 % 97} words\n" for i in range(60)))
+    request = Request(tasks=(), text=str(text), text_samples=5, text_seq_len=24, device="cpu")
+    worker.evaluate(job_of(tmp_path / "model", request), tmp_path)
+    found = json.loads((tmp_path / "perplexity.json").read_text())
+    tokens = load_tokens(
+        TextSource(str(text)), tokenizer_dir=tmp_path / "model",
+        vocab_size=made_tokenizers.VOCABULARY, samples=5, seq_len=24,
+    )  # fmt: skip
+    labels = tokens.input_ids.clone()
+    assert labels[:, :2].tolist() == [[made_tokenizers.IDS[t] for t in ("<lang>", "<bos>")]] * 5
+    labels[:, :2] = -100
+    with torch.no_grad():
+        loss = model(input_ids=tokens.input_ids, labels=labels).loss
+    assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-5)
+    assert (found["tokens"], found["prefix"]) == (5 * 22, list(tokens.prefix))
+    accuracy, _ = collected({"base": tmp_path})
+    assert accuracy.prefix == ("<lang>", "<bos>")
+
+
+def test_windows_of_which_some_tokens_do_not_count():
+    ids = torch.arange(10, 18)[None]
+    mask = torch.tensor([[False, True, True, False, True, True, False, False]])
+    tokens = CalibrationSet(ids, TextSource("t"), 0, "auto", (), mask)
+    assert worker.windows_of(tokens) == [
+        (("", ""), [10], [11, 12]), (("", ""), [10, 11, 12, 13], [14, 15]),
+    ]  # fmt: skip
 
 
 def test_data_that_cannot_be_had_is_one_line(models, local_tasks, tmp_path, capfd):

@@ -99,9 +99,9 @@ def test_unreadable_text(calibrate, monkeypatch):
     def fail(self, *args, **kwargs):
         raise OSError(5, "Input/output error")
 
-    read = Path.read_text
+    read = Path.open
     monkeypatch.setattr(
-        Path, "read_text", lambda p, *a, **k: (fail if p.suffix == ".txt" else read)(p, *a, **k)
+        Path, "open", lambda p, *a, **k: (fail if a == ("rb",) else read)(p, *a, **k)
     )
     calibrate("text.txt", "hello " * 50, says="Input/output error")
 
@@ -264,7 +264,10 @@ def test_data_set_that_breaks_off(calibrate, monkeypatch, after):
 def test_data_set_without_the_field(calibrate, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", lambda **r: [{"a": "x", "b": "y"}])
-    calibrate("owner/name", says=("rows have the fields a, b", "--calibration-field"))
+    calibrate(
+        "owner/name",
+        says=("owner/name: has the fields a, b, and no text under", "--calibration-field"),
+    )
 
 
 def test_empty_data_set(calibrate, monkeypatch):

@@ -37,6 +37,7 @@ def prune(
     count: int,
     protect: tuple[int, int] = (0, 0),
     form: str = "upstream",
+    counted: torch.Tensor | None = None,
 ) -> list[Round]:
     """Removes `count` layers from a copy of `model`.
 
@@ -45,6 +46,7 @@ def prune(
             first; each factor is measured on the model as it then is.
         form: where factors go: ``upstream``, as published, or ``explicit``, a multiplication of
             the stream at the cut (not for ``ppl``, whose `cut` would take the scaling along).
+        counted: which tokens enter means and losses, [n, t] bool; None for all.
     """
     assert form == "upstream" or metric != "ppl"
     depth = len(layers_of(model))
@@ -53,7 +55,7 @@ def prune(
     current, ranking = model, None
     while depth - len(live) < count:
         if ranking is None or strategy == "iterative":
-            values = metric_scores(metric, current, ids, width)
+            values = metric_scores(metric, current, ids, width, counted)
             ranking = {live[p]: value for p, value in enumerate(values)}
         allowed = {
             live[p]: ranking[live[p]]
@@ -63,7 +65,7 @@ def prune(
         first = live.index(min(allowed, key=allowed.get))
         factor = 1.0
         if compensation == "magnitude":
-            factor = _factor(current, ids, first, first + width)
+            factor = _factor(current, ids, first, first + width, counted)
         rounds.append(Round(tuple(live[first : first + width]), factor, allowed))
         del live[first : first + width]
         if form == "upstream":
@@ -74,7 +76,7 @@ def prune(
     return rounds
 
 
-def _factor(model, ids: torch.Tensor, first: int, last: int) -> float:
+def _factor(model, ids: torch.Tensor, first: int, last: int, counted=None) -> float:
     """Factor of the span of positions first ... last-1.
 
     An explicit scaling in front of layer `first` is inside that layer's module, so the hidden
@@ -83,4 +85,4 @@ def _factor(model, ids: torch.Tensor, first: int, last: int) -> float:
     h = boundaries(model, ids)
     # transformers notes the stream of the first layer inside that module, so behind the scaling
     entering = getattr(layers_of(model)[first], "s", 1.0) if first else 1.0
-    return magnitude_factor(h[first] * entering, h[last])
+    return magnitude_factor(h[first] * entering, h[last], counted)

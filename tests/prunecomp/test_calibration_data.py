@@ -98,9 +98,12 @@ def test_jsonl_with_unescaped_line_separators(separator, load, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"body": "x"}', r"line 2: has no text under 'text'.*--calibration-field"),
-        ('{"text": 3}', "line 2: has no text under 'text'"),
-        ('["text"]', "line 2: has no text"),
+        (
+            '{"body": "x"}',
+            r"line 2: has the fields body, and no text under 'text'.*--calibration-f.*--chat-field",
+        ),
+        ('{"text": 3}', "line 2: has the fields text, and no text under 'text'"),
+        ('["text"]', "line 2: is no JSON object, and has no text"),
         ("{", "line 2: is not JSON"),
     ],
 )
