@@ -34,8 +34,9 @@ from prunecomp.device import DTYPES, resolve_device
 from prunecomp.errors import PruneCompError
 from prunecomp.metrics import METRICS
 from prunecomp.pipeline import PlanRequest, empty_plan, load_texts, resolve_recipe, versions
-from prunecomp.plan import PrunePlan, PruneRound
+from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
+from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 from prunecomp.selection import select
 
 POWERS = (0, 0.5, 1, 1.5)
@@ -117,7 +118,7 @@ class Study:
         found = {}
         for power in POWERS:
             rounds = tuple(
-                PruneRound((layer,), factor**power, {})
+                PruneRound(RemoveSpan((layer,)), Scale(factor**power), {})
                 for layer, factor in zip(removed, factors, strict=True)
             )
             self.model.apply(replace(self.base, rounds=rounds))
@@ -130,7 +131,7 @@ class Study:
         values = []
         for _ in range(trials):
             layers = sorted(rng.sample(range(self.checkpoint.num_hidden_layers), depth))
-            rounds = tuple(PruneRound((layer,), 1.0, {}) for layer in layers)
+            rounds = tuple(PruneRound(RemoveSpan((layer,)), Scale(1.0), {}) for layer in layers)
             self.model.apply(replace(self.base, rounds=rounds))
             values.append(self.perplexity())
         return {"perplexity": statistics.median(values), "all": values}

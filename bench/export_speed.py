@@ -165,11 +165,15 @@ def _write_shard(path: Path, shard: Mapping[str, tuple[int, ...]], block: memory
 def write_plan(model: Path, layers: int, fold: str, path: Path) -> None:
     """A plan that removes 7 layers (a quarter of a shallower model) one by one, from the back."""
     from prunecomp.checkpoint.reader import Checkpoint
-    from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
+    from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
+    from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 
     count = min(REMOVED, max(1, layers // 4))
     last = max(layers - 7, count)  # published for Llama 3 8B: 25 first, then its neighbours
-    rounds = [PruneRound((last - 1 - i,), 1.1, {last - 1 - i: 0.1}) for i in range(count)]
+    rounds = [
+        PruneRound(RemoveSpan((last - 1 - i,)), Scale(1.1), {last - 1 - i: 0.1})
+        for i in range(count)
+    ]
     plan = PrunePlan(
         SourceModel("made", "llama", layers, Checkpoint(model).sha256()),
         Recipe("bi", "iterative", "magnitude", fold, count, 0, 0, "bfloat16", "cpu"),

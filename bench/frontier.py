@@ -25,6 +25,7 @@ from prunecomp import pipeline
 from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.checkpoint.output import check_output_file, write_text
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.sidecar import write_plan
 from prunecomp.errors import PruneCompError, UsageError
 from prunecomp.manifest import versions
 from prunecomp.metrics import METRICS
@@ -152,9 +153,9 @@ class Study:
             return known
         made = pipeline.make_plan(
             self.checkpoint, self.request, name=self.name, progress=self.progress, resume=known,
-            on_round=lambda plan: self._write("plan.json", plan.to_json()),
+            on_round=lambda plan: write_plan(path, plan, overwrite=True),
         )  # fmt: skip
-        self._write("plan.json", made.to_json())
+        write_plan(path, made, overwrite=True)
         return made
 
     def _depths(self, plan: PrunePlan) -> dict[str, PrunePlan]:

@@ -23,20 +23,24 @@ A cut behind which nothing writes any more needs no factor downstream: only the 
 the stream there.
 
 The factor of a quantised weight goes to its scale; its codes are copied.
+
+A repair may give a weight a new value, from its sidecar or from several tensors. Factors of later
+rounds are applied to that value; those of earlier ones and of its own are in it already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 
-from prunecomp.errors import CheckpointError, NumericError, PruneCompError, UsageError
+from prunecomp.errors import CheckpointError, NumericError, PlanError, PruneCompError, UsageError
 from prunecomp.families.base import ModelFamily
-from prunecomp.plan import PrunePlan
-from prunecomp.quantization.base import Held
+from prunecomp.plan import PrunePlan, PruneRound
+from prunecomp.quantization.base import Held, Spec
+from prunecomp.rounds import Repair
 
 _HALF = {torch.bfloat16, torch.float16}
 
@@ -50,48 +54,85 @@ def _all_finite(tensor: torch.Tensor) -> bool:
     return all(torch.isfinite(end) for end in torch.aminmax(tensor))
 
 
-class Edit(Protocol):
-    """What happens to one tensor on its way from the source to the written checkpoint.
+#: Reads a tensor by its name in the source, or by its key in a sidecar; of an elementwise edit,
+#: it may be a piece of the tensor.
+Read = Callable[[str], torch.Tensor]
 
-    Scaling is one kind; a compensator that rewrites a whole matrix adds another, with the same
-    members.
+
+class Edit(Protocol):
+    """How one tensor of the written checkpoint is made.
 
     Attributes:
-        elementwise: whether a part of a tensor may be edited by itself.
+        target: its name in the written checkpoint.
+        replaces: the tensor of the source in whose place it stands, and whose shape and dtype it
+            has.
+        sources: what it is made of: names in the source, or keys of sidecars.
+        elementwise: whether a piece of the tensor can be made from that piece of its only source.
     """
 
-    source: str
     target: str
-    elementwise: bool
+    elementwise: ClassVar[bool]
+
+    @property
+    def replaces(self) -> str: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
 
     @property
     def is_identity(self) -> bool:
-        """True where the value stays as it is."""
+        """Whether its value is that of its only source."""
         ...
 
-    def apply(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The new value, in `dtype` (None: that of `tensor`); `tensor` is not changed."""
+    @property
+    def changes(self) -> bool:
+        """Whether its value is another than that of the tensor that it replaces."""
+        ...
+
+    def output_spec(self, specs: Mapping[str, Spec]) -> Spec:
+        """Shape and dtype of the result; `specs` are those of the source's tensors."""
+        ...
+
+    def apply(self, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The value, in `dtype` (None: that of its source); what is read is not changed."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """Renames a tensor and multiplies it by `scale` (float64).
+    """Takes one tensor and multiplies it by `scale` (float64).
 
-    With `unit_offset` it is not the tensor w that is multiplied but 1 + w.
+    With `unit_offset` it is not the tensor w that is multiplied but 1 + w. The result stands in
+    the place of `like`; None is the tensor that is taken.
     """
 
     source: str
     target: str
     scale: float = 1.0
     unit_offset: bool = False
+    like: str | None = None
     elementwise: ClassVar[bool] = True
+
+    @property
+    def replaces(self) -> str:
+        return self.source if self.like is None else self.like
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
 
     @property
     def is_identity(self) -> bool:
         return self.scale == 1.0
 
-    def apply(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    @property
+    def changes(self) -> bool:
+        return self.scale != 1.0 or self.replaces != self.source
+
+    def output_spec(self, specs: Mapping[str, Spec]) -> Spec:
+        return specs[self.replaces]
+
+    def apply(self, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Multiplies in fp32 from the source value and rounds once to `dtype`.
 
         torch multiplies a half-precision tensor by a number in fp32 as well, ten times as fast.
@@ -99,6 +140,7 @@ class TensorEdit:
         Raises:
             NumericError: the result overflows the dtype.
         """
+        tensor = read(self.source)
         dtype = tensor.dtype if dtype is None else dtype
         if self.is_identity:
             if dtype == tensor.dtype:
@@ -119,15 +161,43 @@ class TensorEdit:
         """Why the value is not finite."""
         if not _all_finite(tensor):
             return CheckpointError(
-                f"{self.source} holds NaN or infinity, so the model gives no numbers; restore the "
+                f"{self.replaces} holds NaN or infinity, so the model gives no numbers; restore the "
                 "file, or repeat the merge or conversion that made it"
             )
         narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
         advice = "use --fold downstream or bfloat16" if narrow else "no dtype holds it; plan anew"
         return NumericError(
-            f"{self.source}: times {self.scale:.6g} does not fit {dtype} (largest value "
+            f"{self.replaces}: times {self.scale:.6g} does not fit {dtype} (largest value "
             f"{tensor.to(torch.float32).abs().max().item():.6g}); {advice}"
         )
+
+
+@dataclass(frozen=True)
+class JoinedEdit:
+    """Takes several tensors, of any shapes, that a repair makes one of; then as `TensorEdit`."""
+
+    sources: tuple[str, ...]
+    target: str
+    replaces: str
+    repair: Repair
+    scale: float = 1.0
+    unit_offset: bool = False
+    elementwise: ClassVar[bool] = False
+    is_identity: ClassVar[bool] = False
+    changes: ClassVar[bool] = True
+
+    def output_spec(self, specs: Mapping[str, Spec]) -> Spec:
+        return specs[self.replaces]
+
+    def apply(self, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The repair's value, scaled and rounded once.
+
+        Raises:
+            NumericError: the result overflows the dtype.
+        """
+        joined = self.repair.value(self.replaces, *map(read, self.sources))
+        scaled = TensorEdit(self.replaces, self.target, self.scale, self.unit_offset)
+        return scaled.apply(lambda name: joined, dtype)
 
 
 def choose_fold(fold: str, family: ModelFamily, *, tied: bool) -> str:
@@ -190,7 +260,7 @@ def compile_edits(
     *,
     tied: bool,
     held: Mapping[str, Held] | None = None,
-) -> tuple[TensorEdit, ...]:
+) -> tuple[Edit, ...]:
     """One edit per tensor that is written, in the order of `names`; removed layers have none.
 
     Args:
@@ -199,9 +269,13 @@ def compile_edits(
         names: all tensors of the source checkpoint.
         tied: whether the head shares the embedding's weight.
         held: what those tensors are that belong to a quantised weight.
+
+    Raises:
+        PlanError: a repair gives a new value to a quantised weight.
     """
     position = {layer: new for new, layer in enumerate(plan.kept)}
-    edits = []
+    later = [replace(plan, rounds=plan.rounds[n:]) for n in range(len(plan.rounds) + 1)]
+    edits: list[Edit] = []
     for name in names:
         target = relative = name
         located = family.layer_of(name)
@@ -210,12 +284,50 @@ def compile_edits(
             if layer not in position:
                 continue
             target = family.tensor_name(position[layer], relative)
+        shared = tied and name == family.head  # in the file a second time
+        number = plan.rewritten(weight := family.embedding if shared else name)
+        behind = later[0 if number is None else number + 1]
         part = (held or {}).get(name)
         if part is None:
-            scale = _scale(family, plan, name, tied=tied)
+            scale = _scale(family, behind, name, tied=tied)
         else:
-            scale = _scale(family, plan, part.weight, tied=tied)
+            scale = _scale(family, behind, part.weight, tied=tied)
             scale = part.factor(scale, reads=_reads_scaled(family, part.weight))
         offset = scale != 1.0 and relative in family.unit_offset
-        edits.append(TensorEdit(name, target, scale, offset))
+        if number is None:
+            edits.append(TensorEdit(name, target, scale, offset))
+            continue
+        if part is not None:
+            raise PlanError(_quantised(number, name))
+        repair = plan.rounds[number].repair
+        sources = repair.sources(weight)
+        if len(sources) == 1:
+            edits.append(TensorEdit(sources[0], target, scale, offset, name))
+        else:
+            edits.append(JoinedEdit(sources, target, name, repair, scale, offset))
     return tuple(edits)
+
+
+def _quantised(number: int, name: str) -> str:
+    return (
+        f"round {number + 1} of the plan gives {name} a new value, but it is quantised; make the "
+        "plan for the unquantised model, then quantise the result"
+    )
+
+
+def unchanged_until(done: PruneRound, family: ModelFamily, live: tuple[int, ...]) -> int:
+    """The last boundary up to which a round leaves the stream as it was; -1 where there is none.
+
+    A factor that is folded in front of the cut is left out of account: it scales the stream.
+
+    Args:
+        live: layers that were there before the round.
+    """
+    last = live.index(done.removed[0])
+    for weight in done.repair.weights:
+        located = family.layer_of(weight)
+        if located is None:
+            last = last if weight in (*family.final_norm, family.head) else -1
+        elif located[0] in live:
+            last = min(last, live.index(located[0]))
+    return last

@@ -19,8 +19,9 @@ from prunecomp.pipeline import (
     load_texts,
     resolve_recipe,
 )
-from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
+from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
+from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 
 
 def _cut(checkpoint: Checkpoint, fold: str, first: int) -> PrunePlan:
@@ -30,7 +31,7 @@ def _cut(checkpoint: Checkpoint, fold: str, first: int) -> PrunePlan:
         source=SourceModel("", checkpoint.family.model_type, depth, {}),
         recipe=Recipe("", "iterative", "", fold, unit, 0, 0, "", ""),
         calibration=CalibrationRecord("", 0, 0, 0, ""),
-        rounds=(PruneRound(tuple(range(first, first + unit)), 2.0, {}),),
+        rounds=(PruneRound(RemoveSpan(tuple(range(first, first + unit))), Scale(2.0), {}),),
     )
 
 
@@ -42,13 +43,13 @@ def folded_tensors(checkpoint: Checkpoint, fold: str) -> dict[str, dict[str, int
     """
     unit, depth = checkpoint.family.removal_unit, checkpoint.num_hidden_layers
     scaled = {
-        edit.source
+        edit.replaces
         for first in (0, depth - unit)
         for edit in compile_edits(
             _cut(checkpoint, fold, first), checkpoint.family, checkpoint,
             tied=checkpoint.tied, held=checkpoint.held,
         )
-        if not edit.is_identity
+        if edit.changes
     }  # fmt: skip
     located = {name: checkpoint.family.layer_of(name) for name in checkpoint if name in scaled}
     return {

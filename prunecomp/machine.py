@@ -10,10 +10,12 @@ from torch import nn
 
 from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner, default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.compensators import COMPENSATORS
 from prunecomp.device import DTYPES, parse_bytes, resolve_device
 from prunecomp.distributed import current
 from prunecomp.errors import UsageError
@@ -24,6 +26,8 @@ from prunecomp.progress import Progress
 
 if TYPE_CHECKING:
     from prunecomp.pipeline import PlanRequest
+
+_LOGITS = Need.LOSSES | Need.CANDIDATES | Need.GRADIENTS
 
 
 def estimate_memory(
@@ -43,6 +47,7 @@ def estimate_memory(
         UsageError: it cannot be done within ``--max-memory``.
     """
     metric, dtype = METRICS.get(recipe.metric), DTYPES[recipe.dtype]
+    needs = metric.needs | COMPENSATORS.get(recipe.compensation).needs
     width, device = checkpoint.family.removal_unit, resolve_device(recipe.device)
     return estimate(
         model,
@@ -50,9 +55,9 @@ def estimate_memory(
             samples=samples, seq_len=seq_len, evaluation_samples=evaluation_samples,
             batch_size=request.batch_size or default_batch(device.type, seq_len),
             block=metric.block,
-            gradients=getattr(metric, "gradients", False),
-            logits=request.evaluation != "none" or getattr(metric, "logits", False),
-            candidates=width if getattr(metric, "candidates", False) else 0,
+            gradients=Need.GRADIENTS in needs,
+            logits=request.evaluation != "none" or bool(needs & _LOGITS),
+            candidates=width if Need.CANDIDATES in needs else 0,
             again=recipe.strategy == "iterative" and recipe.num_removed > width,
             reading=reading,
         ),

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.errors import PlanError
+from prunecomp.rounds import Matrices, PruneRound, RemoveSpan, Scale, Span
 
-SCHEMA_VERSION = 1
+__all__ = ["Matrices", "PrunePlan", "PruneRound", "RemoveSpan", "Scale", "Span", "read_plan"]
 
-#: A span of layers by original index; a single layer is a span of length one.
-Span = tuple[int, ...]
+#: Version 1 had no tags in its rounds: every cut removed layers, every repair was a factor.
+SCHEMA_VERSION, READ_VERSIONS = 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,6 @@ def _calibration(document: Mapping[str, Any]) -> CalibrationRecord:
 
 
 @dataclass(frozen=True)
-class PruneRound:
-    """One cut.
-
-    Attributes:
-        removed: the span that goes, original indices in ascending order.
-        factor: the ratio of the stream after the span to the stream before it; 1.0 where no
-            compensation was asked for.
-        scores: the metric of every candidate span in this round, keyed by its first layer;
-            the lowest is removed.
-    """
-
-    removed: Span
-    factor: float
-    scores: Mapping[int, float]
-
-
-@dataclass(frozen=True)
 class PrunePlan:
     """Rounds in the order in which they were decided; each one nests in the next.
 
@@ -156,6 +140,20 @@ class PrunePlan:
         """Product of all factors."""
         return self.scale_before(-1)
 
+    def rewritten(self, weight: str) -> int | None:
+        """The number of the last round whose repair gives the weight a new value, if any does."""
+        found = [n for n, r in enumerate(self.rounds) if weight in r.repair.weights]
+        return found[-1] if found else None
+
+    def beside(self, directory: Path) -> PrunePlan:
+        """The same plan, whose sidecars are looked for in `directory`."""
+        rounds = (
+            dataclasses.replace(r, repair=r.repair.beside(directory))
+            if isinstance(r.repair, Matrices) else r
+            for r in self.rounds
+        )  # fmt: skip
+        return dataclasses.replace(self, rounds=tuple(rounds))
+
     def with_round(self, new: PruneRound) -> PrunePlan:
         return dataclasses.replace(self, rounds=(*self.rounds, new))
 
@@ -183,10 +181,8 @@ class PrunePlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        document = dataclasses.asdict(self)
-        for r in document["rounds"]:
-            r["removed"] = list(r["removed"])
-            r["scores"] = {str(k): v for k, v in r["scores"].items()}
+        document = dataclasses.asdict(dataclasses.replace(self, rounds=()))
+        document["rounds"] = [r.to_json() for r in self.rounds]
         document["calibration"]["prefix"] = list(self.calibration.prefix)
         return {
             "schema_version": SCHEMA_VERSION,
@@ -204,24 +200,19 @@ class PrunePlan:
         """
         if not isinstance(document, dict) or "schema_version" not in document:
             raise PlanError(f"{where}: not a prunecomp plan; make one with `cli.py plan`")
-        if document["schema_version"] != SCHEMA_VERSION:
+        version = document["schema_version"]
+        if type(version) is not int or version not in READ_VERSIONS:
             raise PlanError(
-                f"{where}: schema version {document['schema_version']}, but this version of "
-                f"prunecomp reads version {SCHEMA_VERSION}; make the plan again"
+                f"{where}: schema version {version}, but this version of "
+                f"prunecomp reads version {READ_VERSIONS[0]} to {READ_VERSIONS[-1]}; make the plan "
+                "again"
             )
         try:
             plan = cls(
                 source=_checked(SourceModel(**document["source"])),
                 recipe=_checked(Recipe(**document["recipe"])),
                 calibration=_calibration(document["calibration"]),
-                rounds=tuple(
-                    PruneRound(
-                        removed=tuple(operator.index(i) for i in r["removed"]),
-                        factor=float(r["factor"]),
-                        scores={int(k): float(v) for k, v in r["scores"].items()},
-                    )
-                    for r in document["rounds"]
-                ),
+                rounds=tuple(PruneRound.from_json(r) for r in document["rounds"]),
                 perplexity=document["perplexity"],
                 versions=document["versions"],
             )
@@ -263,7 +254,7 @@ class PrunePlan:
                     f"{where}: round {number} removes {list(r.removed)}, which are not neighbours; "
                     f"make the plan again"
                 )
-            if not (math.isfinite(r.factor) and r.factor > 0):
+            if not r.is_sound:
                 raise PlanError(
                     f"{where}: round {number} has factor {r.factor}; a factor is finite and "
                     f"positive; make the plan again"
@@ -287,4 +278,4 @@ def read_plan(path: Path) -> PrunePlan:
         ) from error
     if isinstance(document, dict) and "plan" in document:
         document = document["plan"]
-    return PrunePlan.from_json(document, where=str(path))
+    return PrunePlan.from_json(document, where=str(path)).beside(path.parent)

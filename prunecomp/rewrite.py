@@ -17,10 +17,11 @@ from prunecomp.checkpoint.carried import left_behind
 from prunecomp.checkpoint.files import carry_over, write_config
 from prunecomp.checkpoint.layout import Saved, Shard, guessed, layout, saved_as
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.sidecar import sources_of
 from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
-from prunecomp.fold import TensorEdit, compile_edits
+from prunecomp.fold import Edit, TensorEdit, compile_edits
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
 from prunecomp.verify import check_written, model_of
@@ -64,7 +65,7 @@ def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) 
 
 
 def _write_weights(
-    checkpoint: Checkpoint, plan: PrunePlan | None, edits: Sequence[TensorEdit], target: Path,
+    checkpoint: Checkpoint, plan: PrunePlan | None, edits: Sequence[Edit], target: Path,
     *, dtype: torch.dtype | None, max_shard_bytes: float | None, progress: Progress,
 ) -> list[str]:  # fmt: skip
     """Writes weights and index; returns the names of the files.
@@ -89,22 +90,23 @@ def _write_weights(
             bar.update(nbytes)
 
         unread = None in checkpoint.known_sha256().values()
-        total = sum(checkpoint.index[edit.source].nbytes for edit in edits)
+        total = sum(specs[source].nbytes for edit in edits for source in edit.sources)
         with progress.bar(total, "writing", unit="B") as bar:
             write_weights(
                 target, checkpoint, shards, on_written=done,
                 on_digest=compare if unread and plan is not None else None, scan=unread,
             )  # fmt: skip
 
+    specs = sources_of(checkpoint, plan)
     guess = guessed(checkpoint) if dtype is None else None
     # before the thread starts, so that no two threads import the same packages
-    attempt = layout(checkpoint, edits, guess, max_shard_bytes) if guess else []
+    attempt = layout(checkpoint, edits, guess, max_shard_bytes, specs=specs) if guess else []
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask)
         if attempt:
             write(attempt, asked)
         saved = asked.result()
-    shards = layout(checkpoint, edits, saved, max_shard_bytes)
+    shards = layout(checkpoint, edits, saved, max_shard_bytes, specs=specs)
     if shards != attempt:
         for shard in attempt:
             (target / shard.name).unlink()
@@ -171,9 +173,9 @@ def rewrite_model(
         checks.append("runs-as-planned")
     return Rewritten(
         sorted([*files, "config.json"]),
-        checkpoint.dense.parameters({edit.source for edit in edits}),
+        checkpoint.dense.parameters({edit.replaces for edit in edits}),
         CheckpointIndex(target).nbytes,
-        sum(not edit.is_identity for edit in edits),
+        sum(edit.changes for edit in edits),
         checks,
         comparison,
     )

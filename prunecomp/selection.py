@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from prunecomp.calibration.needs import declared
 from prunecomp.calibration.runner import Runner
-from prunecomp.compensators.base import Compensator
+from prunecomp.compensators.base import Compensator, Context
 from prunecomp.errors import UsageError
 from prunecomp.families.base import ModelFamily
 from prunecomp.metrics.base import Metric
-from prunecomp.plan import PrunePlan, PruneRound, Recipe
+from prunecomp.plan import PrunePlan, Recipe
+from prunecomp.rounds import PruneRound, RemoveSpan
 
 
 def check_recipe(recipe: Recipe, family: ModelFamily, num_hidden_layers: int) -> None:
@@ -76,15 +78,17 @@ def select(
         live = runner.live
         positions = _candidates(plan, live, width)
         if recipe.strategy == "iterative" or not plan.rounds:
-            values = metric.scores(runner, plan, positions, width)
+            values = metric.scores(declared(runner, metric), plan, positions, width)
             ranking = {live[p]: v for p, v in zip(positions, values, strict=True)}
         else:
             # A run that closes over a gap was not ranked.
             positions = [p for p in positions if live[p + width - 1] - live[p] == width - 1]
         best = min(positions, key=lambda p: ranking[live[p]])
-        factor = compensator.factor(runner, best, best + width)
+        context = Context(declared(runner, compensator), plan, best, best + width)
+        repair = compensator.repair(context)
         scores = {live[p]: ranking[live[p]] for p in positions}
-        plan = plan.with_round(PruneRound(tuple(live[best : best + width]), factor, scores))
+        cut = RemoveSpan(tuple(live[best : best + width]))
+        plan = plan.with_round(PruneRound(cut, repair, scores))
         runner.advance(plan)
         on_round(plan)
     return plan

@@ -23,7 +23,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 #: listed (progress, card, ...) serves all, and imports the first three rows only.
 ROWS = [
     {"errors"},
-    {"registry"},
+    {"registry", "rounds"},
     {"plan", "families"},
     {"fold"},
     {"checkpoint"},

@@ -24,6 +24,7 @@ from prunecomp.calibration.stats import NOT_FINITE, cosine_sums, magnitudes, tok
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.distributed import Group
 from prunecomp.errors import NumericError
+from prunecomp.fold import unchanged_until
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
 
@@ -269,15 +270,16 @@ class Runner:
     def advance(self, plan: PrunePlan) -> None:
         """Makes the model that of `plan`, which has one round more, and forgets what is stale.
 
-        The stream up to the cut is what it was, or where the factor was folded in front of it,
-        what it was times the factor.
+        The stream up to the cut, or to the first layer that was repaired, is what it was, or where
+        the factor was folded in front of it, what it was times the factor.
         """
         done = plan.rounds[-1]
-        cut = self.live.index(done.removed[0])
+        cut = unchanged_until(done, self.model.checkpoint.family, self.live)
         self.model.apply(plan)
         if (
             plan.recipe.fold == "upstream"
             and done.factor != 1.0
+            and cut >= 0
             and not self._scale_prefix(cut, done.factor)
         ):
             cut = -1

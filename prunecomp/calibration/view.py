@@ -18,6 +18,7 @@ from torch import nn
 from prunecomp.calibration.attention import FasterAttention, is_faster
 from prunecomp.calibration.weights import OUTSIDE, Weights, skeleton
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.sidecar import sources_of
 from prunecomp.fold import compile_edits
 from prunecomp.plan import PrunePlan
 
@@ -211,7 +212,7 @@ class PlannedModel:
         converted, so it has the value that will be written.
         """
         family, checkpoint = self.checkpoint.family, self.checkpoint
-        self.weights.apply(
-            compile_edits(plan, family, checkpoint, tied=checkpoint.tied, held=checkpoint.held)
-        )
+        sources = sources_of(checkpoint, plan)
+        edits = compile_edits(plan, family, checkpoint, tied=checkpoint.tied, held=checkpoint.held)
+        self.weights.apply(edits, sources)
         self.live = plan.kept

@@ -19,6 +19,8 @@ from torch import nn
 
 from prunecomp.checkpoint.account import match_parameters, refuse_faults
 from prunecomp.checkpoint.files import stock_config, why_not_built
+from prunecomp.checkpoint.index import TensorSpec
+from prunecomp.checkpoint.layout import TORCH_DTYPES
 from prunecomp.checkpoint.parameters import Group, ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
@@ -69,13 +71,13 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 class _Files:
     """Reads tensors; a file stays mapped as long as a tensor that was read from it lives."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._index, self._open = checkpoint.index, {}
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self._specs, self._open = specs, {}
 
-    def __call__(self, name: str) -> torch.Tensor:
+    def __call__(self, key: str) -> torch.Tensor:
         from safetensors import safe_open
 
-        spec = self._index[name]
+        spec = self._specs[key]
         if spec.file not in self._open:
             self._open[spec.file] = safe_open(spec.file, framework="pt")
         return self._open[spec.file].get_tensor(spec.name)
@@ -108,7 +110,8 @@ class Weights:
             self._map = ParameterMap(model, checkpoint.dense)
         except ValueError as error:  # names with numbers that are none
             raise _not_loaded(checkpoint, error) from error
-        self._edits: dict[str, Edit] = {}
+        self._edits: dict[str, Edit] = {}  # by the tensor of the files that they replace
+        self._specs: Mapping[str, TensorSpec] = checkpoint.index
         # Parameters that models keep in float32, as from_pretrained would.
         kept = model._get_dtype_plan(dtype)
         self._kept = re.compile("|".join(p.replace("*", ".*") for p in kept)) if kept else None
@@ -173,15 +176,20 @@ class Weights:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
         self._coming = part, self._pool.submit(self._fetch, part)
 
-    def apply(self, edits: Iterable[Edit]) -> None:
-        """Weights have the values that these edits give; those in use are replaced now."""
+    def apply(self, edits: Iterable[Edit], specs: Mapping[str, TensorSpec]) -> None:
+        """Weights have the values that these edits give; those in use are replaced now.
+
+        Args:
+            specs: of all that the edits read.
+        """
         stale = set()
         for edit in edits:
-            before = self._edits.get(edit.source)
-            if edit.is_identity if before is None else edit == before:
+            before = self._edits.get(edit.replaces)
+            if edit == before or (before is None and not edit.changes):
                 continue
-            self._edits[edit.source] = edit
-            stale.add(edit.source)
+            self._edits[edit.replaces] = edit
+            stale.add(edit.replaces)
+        self._specs = specs
         self._forget_coming()
         if not self._resident or not stale:
             return
@@ -233,14 +241,15 @@ class Weights:
         return made
 
     def _make(self, groups: Iterable[Group], part: int) -> dict[str, torch.Tensor]:
-        read = _Files(self._checkpoint)
+        read = _Files(self._specs)
         device = self.device_of(part)
 
         def edited(name: str) -> torch.Tensor:
             edit = self._edits.get(name)
-            if edit is None or edit.is_identity:
+            if edit is None or not edit.changes:
                 return read(name)
-            return edit.apply(self._checkpoint[name])  # and its pages are given back at once
+            once = _Files(self._specs)  # so that pages are given back at once
+            return edit.apply(once, TORCH_DTYPES[edit.output_spec(self._specs).dtype])
 
         made: dict[str, torch.Tensor] = {}
         for group in groups:

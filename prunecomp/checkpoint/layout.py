@@ -101,20 +101,21 @@ def as_stored(checkpoint: Checkpoint) -> Saved:
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor to write: what happens to `source`, and the dtype that it gets."""
+    """One tensor to write: how it is made of `sources`, and the shape and dtype that it gets."""
 
     edit: Edit
-    source: TensorSpec
+    sources: tuple[TensorSpec, ...]
+    shape: tuple[int, ...]
     dtype: str
 
     @property
     def is_copy(self) -> bool:
-        """Whether its bytes are those of the source."""
-        return self.edit.is_identity and self.dtype == self.source.dtype
+        """Whether its bytes are those of its only source."""
+        return self.edit.is_identity and self.dtype == self.sources[0].dtype
 
     @property
     def nbytes(self) -> int:
-        return self.source.numel * DTYPE_BITS[self.dtype] // 8
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Shard:
             end = offset + output.nbytes
             entries[output.edit.target] = {
                 "dtype": output.dtype,
-                "shape": list(output.source.shape),
+                "shape": list(output.shape),
                 "data_offsets": [offset, end],
             }
             offset = end
@@ -148,13 +149,14 @@ class Shard:
             offset += output.nbytes
 
 
-def _outputs(checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved) -> list[Output]:
+def _outputs(specs: Mapping[str, TensorSpec], edits: Iterable[Edit], saved: Saved) -> list[Output]:
     """What `edits` make, in the order of `saved`."""
     rank = {name: number for number, name in enumerate(saved.order)}
     outputs = []
-    for edit in sorted(edits, key=lambda edit: rank[edit.source]):
-        source = checkpoint.index[edit.source]
-        outputs.append(Output(edit, source, saved.dtypes.get(edit.source, source.dtype)))
+    for edit in sorted(edits, key=lambda edit: rank[edit.replaces]):
+        made = edit.output_spec(specs)
+        dtype = saved.dtypes.get(edit.replaces, made.dtype)
+        outputs.append(Output(edit, tuple(specs[n] for n in edit.sources), made.shape, dtype))
     return outputs
 
 
@@ -169,7 +171,7 @@ def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> 
     sizes = Counter[object]()
 
     def block(output: Output) -> object:
-        return saved.blocks.get(output.edit.source, output.edit.source)
+        return saved.blocks.get(output.edit.replaces, output.edit.replaces)
 
     for output in outputs:
         sizes[block(output)] += output.nbytes
@@ -191,25 +193,32 @@ def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> 
 
 
 def layout(
-    checkpoint: Checkpoint, edits: Iterable[Edit], saved: Saved, max_shard_bytes: float | None
+    checkpoint: Checkpoint,
+    edits: Iterable[Edit],
+    saved: Saved,
+    max_shard_bytes: float | None,
+    *,
+    specs: Mapping[str, TensorSpec] | None = None,
 ) -> list[Shard]:
     """The files that `edits` make.
 
     Args:
+        specs: of all that the edits read; None where that is the checkpoint's own tensors.
         max_shard_bytes: of tensors in one file; None makes shards no fuller than the fullest of
             the source, and one file of one file.
     """
     if max_shard_bytes is None:
         max_shard_bytes = checkpoint.index.largest_file if checkpoint.index.sharded else math.inf
-    return _shards(_outputs(checkpoint, edits, saved), saved, max_shard_bytes)
+    outputs = _outputs(checkpoint.index if specs is None else specs, edits, saved)
+    return _shards(outputs, saved, max_shard_bytes)
 
 
 def index_text(shards: Sequence[Shard], checkpoint: Checkpoint, saved: Saved) -> str:
     """The index of several files, as transformers writes it."""
     outputs = [output for shard in shards for output in shard.outputs]
-    sources = {output.edit.source for output in outputs} & saved.parameters
+    replaced = {output.edit.replaces for output in outputs} & saved.parameters
     metadata = {
-        "total_parameters": checkpoint.dense.parameters(sources),
+        "total_parameters": checkpoint.dense.parameters(replaced),
         "total_size": sum(output.nbytes for output in outputs),
     }
     weight_map = {o.edit.target: shard.name for shard in shards for o in shard.outputs}

@@ -2,7 +2,8 @@
 
 All names, shapes and dtypes are known before the first byte is written, so every byte of a source
 file has its place. Files are read once, from front to back: the kernel copies what no edit touches,
-and edited tensors pass through memory in pieces, so memory use does not depend on the model.
+and edited tensors pass through memory in pieces, so memory use does not depend on the model. What
+is made of several tensors, from whichever files, is gathered at the end, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,11 +81,14 @@ def _jobs(directory: Path, shards: Sequence[Shard]) -> dict[Path, list[_Job]]:
     found: dict[Path, list[_Job]] = {}
     for shard in shards:
         for place, output in shard.placed():
+            if not output.edit.elementwise:
+                continue
+            (source,) = output.sources
             job = _Job(
-                output.source.offset, output.source.nbytes, directory / shard.name, place,
+                source.offset, source.nbytes, directory / shard.name, place,
                 None if output.is_copy else output,
             )  # fmt: skip
-            found.setdefault(output.source.file, []).append(job)
+            found.setdefault(source.file, []).append(job)
     return {
         file: list(_joined(sorted(jobs, key=lambda j: j.start))) for file, jobs in found.items()
     }
@@ -111,14 +115,17 @@ def _pieces(jobs: Sequence[_Job]) -> Iterator[_Job]:
     """The same jobs, none larger than what memory, or a window, is to hold."""
     for job in jobs:
         limit = _WINDOW_BYTES if job.output is None else _PIECE_BYTES
-        if job.output is not None and not job.output.edit.elementwise:
-            limit = job.nbytes
-        ratio = 1.0 if job.output is None else job.output.nbytes / max(job.output.source.nbytes, 1)
+        ratio = 1.0 if job.output is None else job.output.nbytes / max(_nbytes(job.output), 1)
         for done in range(0, job.nbytes, limit):
             yield replace(
                 job, start=job.start + done, nbytes=min(limit, job.nbytes - done),
                 place=job.place + int(done * ratio),
             )  # fmt: skip
+
+
+def _nbytes(output: Output) -> int:
+    """Of all that an output is made of."""
+    return sum(source.nbytes for source in output.sources)
 
 
 def _windows(jobs: Mapping[Path, Sequence[_Job]], files: Sequence[Path]) -> Iterator[_Window]:
@@ -178,24 +185,55 @@ def _ask_for(source: BinaryIO, window: _Window) -> None:
         os.posix_fadvise(source.fileno(), start, _ASKED_BYTES, os.POSIX_FADV_WILLNEED)
 
 
+def _tensor(source: BinaryIO, start: int, nbytes: int, dtype: str) -> torch.Tensor:
+    """Bytes of a file as a flat tensor."""
+    raw = torch.empty(nbytes, dtype=torch.uint8)
+    _read(source, start, memoryview(raw.numpy()))
+    return raw.view(TORCH_DTYPES[dtype])
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    return memoryview(value.contiguous().flatten().view(torch.uint8).numpy())
+
+
 def _edit(source: BinaryIO, job: _Job, out: BinaryIO, turn: threading.Lock) -> None:
     assert job.output is not None
-    raw = torch.empty(job.nbytes, dtype=torch.uint8)
-    _read(source, job.start, memoryview(raw.numpy()))
-    tensor = raw.view(TORCH_DTYPES[job.output.source.dtype])
-    if not job.output.edit.elementwise:
-        tensor = tensor.view(job.output.source.shape)
-    value = job.output.edit.apply(tensor, TORCH_DTYPES[job.output.dtype])
-    data = memoryview(value.contiguous().flatten().view(torch.uint8).numpy())
+    piece = _tensor(source, job.start, job.nbytes, job.output.sources[0].dtype)
+    value = job.output.edit.apply(lambda name: piece, TORCH_DTYPES[job.output.dtype])
     with turn:
-        _write(out, job.place, data)
+        _write(out, job.place, _bytes(value))
+
+
+def _gather(directory: Path, shards: Sequence[Shard], on_written: Callable[[int], None]) -> None:
+    """Writes what is made of several tensors: all of them, and the result, are in memory at once.
+
+    Raises:
+        CheckpointError: what an edit makes has another shape than it said.
+    """
+    for shard in shards:
+        for place, output in shard.placed():
+            if output.edit.elementwise:
+                continue
+            read = {}
+            for key, spec in zip(output.edit.sources, output.sources, strict=True):
+                with spec.file.open("rb", buffering=0) as file:
+                    flat = _tensor(file, spec.offset, spec.nbytes, spec.dtype)
+                read[key] = flat.view(spec.shape)
+            value = output.edit.apply(read.__getitem__, TORCH_DTYPES[output.dtype])
+            if tuple(value.shape) != output.shape:
+                raise CheckpointError(
+                    f"{output.edit.replaces}: its sources make {list(value.shape)}, not "
+                    f"{list(output.shape)}; make the plan again"
+                )
+            with (directory / shard.name).open("r+b", buffering=0) as out:
+                _write(out, place, _bytes(value))
+            on_written(_nbytes(output))
 
 
 def _write_window(
     window: _Window,
     on_written: Callable[[int], None],
     turns: Mapping[Path, threading.Lock],
-    one_at_a_time: threading.Lock,
 ) -> None:
     with window.file.open("rb", buffering=0) as source:
         _ask_for(source, window)
@@ -205,11 +243,8 @@ def _write_window(
                 if job.output is None:
                     with turn:
                         _copy(source, job, out)
-                elif job.output.edit.elementwise:
-                    _edit(source, job, out, turn)
                 else:
-                    with one_at_a_time:
-                        _edit(source, job, out, turn)
+                    _edit(source, job, out, turn)
             on_written(job.nbytes)
 
 
@@ -243,12 +278,17 @@ class _Follower:
 def _reading(
     checkpoint: Checkpoint, on_digest: Callable[[str, str], None] | None
 ) -> Callable[[_Window], None]:
-    """What looks at window after window for values that are no numbers, and hashes if asked to."""
-    scan, digest = None, hashlib.sha256()
+    """What looks at window after window for values that are no numbers, and hashes if asked to.
+
+    Sidecars of a plan were looked at before anything was written.
+    """
+    files, scan, digest = set(checkpoint.index.files), None, hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
 
     def do(window: _Window) -> None:
         nonlocal scan, digest
+        if window.file not in files:
+            return
         scan = scan or checkpoint.scan(window.file)
         with window.file.open("rb", buffering=0) as source:
             size = os.fstat(source.fileno()).st_size
@@ -291,7 +331,8 @@ def write_weights(
     """
     for shard in shards:
         (directory / shard.name).write_bytes(shard.header)
-    windows = list(_windows(_jobs(directory, shards), checkpoint.index.files))
+    jobs, files = _jobs(directory, shards), checkpoint.index.files
+    windows = list(_windows(jobs, [*files, *sorted(jobs.keys() - set(files))]))
     lock = threading.Lock()
 
     def done(nbytes: int) -> None:
@@ -300,9 +341,7 @@ def write_weights(
 
     # whoever waits for a file in the kernel wastes a core meanwhile
     turns = {directory / shard.name: threading.Lock() for shard in shards}
-    write = functools.partial(
-        _write_window, on_written=done, turns=turns, one_at_a_time=threading.Lock()
-    )
+    write = functools.partial(_write_window, on_written=done, turns=turns)
     followers = [_Follower(write, windows, threads=_WRITERS)]
     if scan or on_digest is not None:
         followers.append(_Follower(_reading(checkpoint, on_digest), windows))
@@ -315,6 +354,7 @@ def write_weights(
                 one.come_to(number)
         for one in followers:
             one.finish()
+        _gather(directory, shards, done)
     finally:
         torch.set_num_threads(threads)
         sys.setswitchinterval(turn_s)

@@ -27,6 +27,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
+    from prunecomp.checkpoint.sidecar import sources_of
     from prunecomp.plan import read_plan
     from prunecomp.rewrite import check_source
     from prunecomp.verify import check_source_model
@@ -39,6 +40,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     if args.dry_run:
         check_source(checkpoint, plan)
         check_source_model(checkpoint)
+        sources_of(checkpoint, plan)
         print_document(args, {"dry_run": True, "plan": plan.to_json()}, plan_lines(plan))
         return 0
     written = pipeline.apply_plan(

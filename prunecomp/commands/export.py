@@ -143,11 +143,13 @@ def _shown(value: Any) -> str:
 
 
 def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan | None) -> None:
+    from prunecomp.checkpoint.sidecar import sources_of
     from prunecomp.rewrite import check_source
     from prunecomp.verify import check_source_model
 
     if plan is not None:
         check_source(checkpoint, plan)
+        sources_of(checkpoint, plan)
     check_source_model(checkpoint)
     document = {
         "dry_run": True, "model": str(checkpoint.path), "format": args.format,

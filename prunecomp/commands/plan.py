@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
 from prunecomp.commands.base import (
@@ -36,12 +33,6 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add_request(parser)
 
 
-def _write_json(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
-    from prunecomp.checkpoint.output import write_text
-
-    write_text(path, json.dumps(document, indent=2) + "\n", overwrite=overwrite)
-
-
 def _check_files(args: argparse.Namespace, model: Path) -> bool:
     """Whether the plan may replace the file of its name: asked to, or continuing that very file."""
     from prunecomp.checkpoint.output import check_output_file
@@ -64,6 +55,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.calibration.data import save_tokens
     from prunecomp.checkpoint.output import output_file
+    from prunecomp.checkpoint.sidecar import write_plan
     from prunecomp.plan import read_plan
 
     checkpoint, name = open_model(args.model), name_of(args.model)
@@ -78,7 +70,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
 
     def save(current) -> None:
         if args.resume:
-            _write_json(args.resume, current.to_json(), overwrite=True)
+            write_plan(args.resume, current, overwrite=True)
 
     if not is_first():
         pipeline.make_plan(checkpoint, request, name=name, progress=progress, resume=resume)
@@ -92,7 +84,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         plan = pipeline.make_plan(
             checkpoint, request, name=name, progress=progress, resume=resume, on_round=save
         )
-        _write_json(args.output, plan.to_json(), overwrite=replace)
+        write_plan(args.output, plan, overwrite=replace)
     print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
     return 0
 

@@ -1,7 +1,9 @@
 """Magnitude compensation: the ratio of the stream's size behind the span to that before it."""
 
-from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.stats import magnitude_ratio
+from prunecomp.compensators.base import Context
+from prunecomp.rounds import Scale
 
 
 class MagnitudeCompensation:
@@ -13,9 +15,11 @@ class MagnitudeCompensation:
     """
 
     summary = "scale by the mean channel-wise magnitude ratio (Prune&Comp)"
+    needs = Need.STREAM
 
-    def factor(self, runner: Runner, first: int, last: int) -> float:
-        return magnitude_ratio(runner.magnitude(first), runner.magnitude(last))
+    def repair(self, context: Context) -> Scale:
+        before, behind = map(context.runner.magnitude, (context.first, context.last))
+        return Scale(magnitude_ratio(before, behind))
 
 
 COMPENSATOR = MagnitudeCompensation()

@@ -1,15 +1,18 @@
 """No compensation: plain layer dropping."""
 
-from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.needs import Need
+from prunecomp.compensators.base import Context
+from prunecomp.rounds import Scale
 
 
 class NoCompensation:
     """Leaves the gap as it is."""
 
     summary = "none: plain layer dropping"
+    needs = Need.NOTHING
 
-    def factor(self, runner: Runner, first: int, last: int) -> float:
-        return 1.0
+    def repair(self, context: Context) -> Scale:
+        return Scale(1.0)
 
 
 COMPENSATOR = NoCompensation()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from prunecomp.plan import PrunePlan
 
 if TYPE_CHECKING:
+    from prunecomp.calibration.needs import Need
     from prunecomp.calibration.runner import Runner
 
 
@@ -22,14 +23,13 @@ class Metric(Protocol):
         protect: layers at the start and at the end that are spared unless the user says
             otherwise.
         block: True where one contiguous block is chosen at once; there is then one round.
-
-    So that their memory is counted, one that asks for losses says ``logits = True``, with
-    candidates left out also ``candidates = True``, and for gradients also ``gradients = True``.
+        needs: what it asks the runner for; asking for more is an error.
     """
 
     summary: str
     protect: tuple[int, int]
     block: bool
+    needs: Need
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner
 from prunecomp.plan import PrunePlan
 
@@ -18,6 +19,7 @@ class BlockInfluence:
     summary = "1 - cosine between a layer's input and output (ShortGPT)"
     protect = (0, 0)
     block = False
+    needs = Need.STREAM
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner
 from prunecomp.plan import PrunePlan
 
@@ -18,6 +19,7 @@ class ContiguousBlock:
     summary = "the block of N layers with the closest input and output (LLM-Streamline)"
     protect = (0, 0)
     block = True
+    needs = Need.STREAM
     axis = "channels"
 
     def scores(

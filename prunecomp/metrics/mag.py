@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner
 from prunecomp.fold import layer_scale
 from prunecomp.plan import PrunePlan
@@ -23,6 +24,7 @@ class Magnitude:
     summary = "sum of |w| over a layer's weights (Shortened LLaMA)"
     protect = (4, 2)
     block = False
+    needs = Need.NOTHING
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner
 from prunecomp.plan import PrunePlan
 
@@ -19,8 +20,7 @@ class Perplexity:
     summary = "calibration loss with the layer skipped (SLEB)"
     protect = (0, 0)
     block = False
-    logits = True
-    candidates = True
+    needs = Need.CANDIDATES
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

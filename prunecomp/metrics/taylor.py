@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from prunecomp.calibration.needs import Need
 from prunecomp.calibration.runner import Runner
 from prunecomp.plan import PrunePlan
 
@@ -22,8 +23,7 @@ class Taylor:
     summary = "sum of |w * dLoss/dw| over a layer's weights (Shortened LLaMA)"
     protect = (4, 2)
     block = False
-    logits = True
-    gradients = True
+    needs = Need.GRADIENTS
 
     def scores(
         self, runner: Runner, plan: PrunePlan, positions: Sequence[int], width: int

@@ -18,8 +18,9 @@ from prunecomp.errors import UsageError
 from prunecomp.families import FAMILIES
 from prunecomp.fold import choose_fold
 from prunecomp.pipeline import PlanRequest, apply_plan, compress, versions
-from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
+from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
+from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 from tests.families import tiny
 
 DEPTH = tiny.DEPTH
@@ -98,7 +99,9 @@ def plan_for(checkpoint, fold, rounds):
             "bi", "iterative", "magnitude", fold, len(removed), 0, 0, "float32", "cpu"
         ),
         calibration=CalibrationRecord("hand", 1, 1, 0, ""),
-        rounds=tuple(PruneRound(tuple(span), factor, {}) for span, factor in rounds),
+        rounds=tuple(
+            PruneRound(RemoveSpan(tuple(span)), Scale(factor), {}) for span, factor in rounds
+        ),
         versions=versions(),
     )  # fmt: skip
 

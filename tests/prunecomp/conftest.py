@@ -46,7 +46,8 @@ def make_plan(tiny_directory, tiny_tokens, quiet):
 @pytest.fixture(scope="session")
 def hand_plan():
     """``hand_plan(checkpoint, [(removed, factor), ...], fold)``: a plan that nothing measured."""
-    from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
+    from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
+    from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 
     def make(checkpoint, rounds, fold="downstream"):
         return PrunePlan(
@@ -59,7 +60,9 @@ def hand_plan():
                 "float32", "cpu",
             ),
             calibration=CalibrationRecord("hand", 1, 2, 0, ""),
-            rounds=tuple(PruneRound(tuple(r), s, {r[0]: 0.0}) for r, s in rounds),
+            rounds=tuple(
+                PruneRound(RemoveSpan(tuple(r)), Scale(s), {r[0]: 0.0}) for r, s in rounds
+            ),
         )  # fmt: skip
 
     return make

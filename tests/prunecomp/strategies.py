@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from prunecomp.plan import CalibrationRecord, PrunePlan, PruneRound, Recipe, SourceModel
+from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
+from prunecomp.rounds import PruneRound, RemoveSpan, Scale
 
 _TEXT = st.text(max_size=8)
 _FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,7 +24,7 @@ def plans(draw) -> PrunePlan:
         width = draw(st.integers(1, min(3, len(live) - 1, len(live) - first)))
         removed = tuple(live[first : first + width])
         scores = draw(st.dictionaries(st.integers(0, depth - 1), _FINITE, max_size=3))
-        rounds.append(PruneRound(removed, draw(st.floats(0.25, 4.0)), scores))
+        rounds.append(PruneRound(RemoveSpan(removed), Scale(draw(st.floats(0.25, 4.0))), scores))
         del live[first : first + width]
     return PrunePlan(
         source=SourceModel(draw(_TEXT), "llama", depth, draw(_HASHES)),

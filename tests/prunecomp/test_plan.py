@@ -16,6 +16,8 @@ from prunecomp.plan import (
     PrunePlan,
     PruneRound,
     Recipe,
+    RemoveSpan,
+    Scale,
     SourceModel,
     read_plan,
 )
@@ -62,7 +64,10 @@ def _document() -> dict:
         source=SourceModel("m", "llama", 6, {"config.json": "00"}),
         recipe=Recipe("bi", "iterative", "magnitude", "downstream", 2, 0, 0, "float32", "cpu"),
         calibration=CalibrationRecord("a.txt", 2, 4, 0, "00"),
-        rounds=(PruneRound((2,), 1.1, {2: 0.1, 3: 0.2}), PruneRound((3,), 1.2, {3: 0.2})),
+        rounds=(
+            PruneRound(RemoveSpan((2,)), Scale(1.1), {2: 0.1, 3: 0.2}),
+            PruneRound(RemoveSpan((3,)), Scale(1.2), {3: 0.2}),
+        ),
         perplexity={"text": {"base": 2.0, "pruned": 3.0}},
     )
     return plan.to_json()
@@ -87,7 +92,7 @@ def test_the_unchanged_document_is_a_plan():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema_version", 2, "schema version 2"),
+        ("schema_version", 3, "schema version 3"),
         ("schema_version", None, "schema version None"),
         ("rounds.0.removed", [6], r"round 1 removes \[6\], which are not layers"),
         ("rounds.0.removed", [-1], r"round 1 removes \[-1\], which are not layers"),
