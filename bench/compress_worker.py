@@ -15,7 +15,8 @@ import torch
 from bench.naive import prune
 from prunecomp.calibration.allocation import prepare
 from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
-from prunecomp.calibration.runner import Runner, default_batch
+from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.streams import default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS

@@ -62,12 +62,22 @@ class Group:
         """
         import torch
 
+        return torch.cat(self.exchange(values.cpu()))
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Those of all processes in their order; tensors in it must be in main memory.
+
+        Raises:
+            PruneCompError: another process has ended.
+        """
+        import torch
+
         if self.world == 1:
-            return values.cpu()
+            return [value]
         parts: list[Any] = [None] * self.world
         with _peers():
-            torch.distributed.all_gather_object(parts, values.cpu(), group=self.main_memory)
-        return torch.cat(parts)
+            torch.distributed.all_gather_object(parts, value, group=self.main_memory)
+        return parts
 
     def sum_(self, values: torch.Tensor) -> None:
         """Adds up those of all processes, in place.

@@ -11,7 +11,8 @@ from torch import nn
 from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.needs import Need
-from prunecomp.calibration.runner import Runner, default_batch
+from prunecomp.calibration.runner import Runner
+from prunecomp.calibration.streams import default_batch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint

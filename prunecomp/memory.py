@@ -21,7 +21,7 @@ from prunecomp.calibration.allocation import HELD, KEPT_BLOCK, KERNEL, KERNELS, 
 from prunecomp.calibration.cache import ActivationCache, CacheBudget, free_disk
 from prunecomp.calibration.detours import bytes_on_device
 from prunecomp.calibration.losses import positions_at_once
-from prunecomp.calibration.runner import candidates_at_once
+from prunecomp.calibration.streams import candidates_at_once
 from prunecomp.calibration.weights import OUTSIDE, part_of
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint

@@ -1,7 +1,8 @@
 """Finds implementations by the name of their module, so that adding one takes one new file.
 
 A package such as `prunecomp.metrics` holds one module per metric, and each module ends with one
-object under an agreed name, such as ``METRIC``. The module's file name is the name users type.
+object under an agreed name, such as ``METRIC``. The module's file name is the name users type,
+in some packages with hyphens for its underscores.
 Listing the names imports nothing, which keeps ``cli.py --help`` fast.
 """
 
@@ -26,14 +27,17 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 class Registry:
     """The implementations in one package; modules named ``base`` or ``_...`` are not among them."""
 
-    def __init__(self, package: str, attribute: str, kind: str) -> None:
+    def __init__(self, package: str, attribute: str, kind: str, *, joint: str = "_") -> None:
+        """`joint` stands in names for the underscores of modules."""
         self.package, self.attribute, self.kind = package, attribute, kind
+        self._joint = joint
 
     def names(self) -> list[str]:
         """All names, sorted; nothing is imported beyond the package itself."""
         path = importlib.import_module(self.package).__path__
         found = [info.name for info in pkgutil.iter_modules([str(Path(p)) for p in path])]
-        return sorted(n for n in found if n != "base" and not n.startswith("_"))
+        public = (n for n in found if n != "base" and not n.startswith("_"))
+        return sorted(n.replace("_", self._joint) for n in public)
 
     def get(self, name: str) -> Any:
         """The implementation called `name`.
@@ -47,5 +51,5 @@ class Registry:
                 f"unknown {self.kind} {name!r}{did_you_mean(name, names)} "
                 f"(choose from {', '.join(names)})"
             )
-        module = importlib.import_module(f"{self.package}.{name}")
+        module = importlib.import_module(f"{self.package}.{name.replace(self._joint, '_')}")
         return getattr(module, self.attribute)

@@ -1,41 +1,31 @@
-"""Moves calibration batches through the live layers, one layer after the other.
+"""Answers what metrics and compensators ask of a model on its calibration text.
 
-All batches go through a layer before the next layer starts. What is asked for is computed once
-and remembered until a cut makes it stale; a cut leaves everything in front of it valid.
-
-Boundaries are counted over live layers: boundary p enters the p-th live layer.
+Statistics, losses with and without candidates, gradients. What is asked for is computed once and
+remembered until a cut makes it stale; a cut leaves everything in front of it valid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from prunecomp.calibration.allocation import Heap
-from prunecomp.calibration.cache import ActivationCache, CacheBudget
-from prunecomp.calibration.counted import Counted
-from prunecomp.calibration.data import CalibrationSet
-from prunecomp.calibration.detours import Detours
+from prunecomp.calibration.lockstep import Step, collect, lockstep, steps_of
 from prunecomp.calibration.losses import loss_gradient, sample_losses
-from prunecomp.calibration.stats import NOT_FINITE, cosine_sums, magnitudes, token_norms
-from prunecomp.calibration.view import PlannedModel
-from prunecomp.distributed import Group
+from prunecomp.calibration.sites import Boundary, Site
+from prunecomp.calibration.statistics import (
+    Collector,
+    Cosines,
+    Magnitudes,
+    Statistic,
+    Store,
+    Value,
+)
+from prunecomp.calibration.stats import NOT_FINITE
+from prunecomp.calibration.streams import Streams
+from prunecomp.calibration.taps import Tap
 from prunecomp.errors import NumericError
-from prunecomp.fold import unchanged_until
-from prunecomp.plan import PrunePlan
-from prunecomp.progress import Progress
-
-#: Tokens that go through a layer at once, by type of device: on a CPU, what its caches hold.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: How far a scaled stream may be, relative to its norm, from what scaled weights give. In half
-#: precision, the weights of each round are rounded anew.
-PREFIX_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-#: For what is small enough; `prunecomp.memory` finds a budget for what may not be.
-UNLIMITED = CacheBudget(device=1 << 60)
-ALONE = Group()
 
 
 def _mean(sums: torch.Tensor, terms: int) -> float:
@@ -50,118 +40,102 @@ def _mean(sums: torch.Tensor, terms: int) -> float:
     return value
 
 
-def default_batch(device: str, seq_len: int) -> int:
-    """Samples of `seq_len` tokens in a batch on that type of device."""
-    return max(1, BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"]) // seq_len)
-
-
-def candidates_at_once(
-    spare: CacheBudget, *, resident: bool, boundaries: int, bytes_per_boundary: int
-) -> tuple[int, CacheBudget]:
-    """How many candidates move through the layers together, and what they may keep on the way.
-
-    Layers that are read from files are read once for all that move together.
-    """
-    if resident:
-        return 1, spare
-    most = spare.device // max(1, bytes_per_boundary)
-    return max(1, min(most, boundaries - 1)), replace(spare, device=0)
-
-
-class Runner:
+class Runner(Streams):
     """Statistics of a `PlannedModel` over a `CalibrationSet`.
 
     The samples are shared with the processes of `group`; what is asked is answered for all.
     With `exact_prefix`, everything in front of a factor that is folded upstream is computed again.
     """
 
-    def __init__(
-        self,
-        model: PlannedModel,
-        calibration: CalibrationSet,
-        *,
-        progress: Progress,
-        batch_size: int | None = None,
-        cache: CacheBudget = UNLIMITED,
-        exact_prefix: bool = False,
-        group: Group = ALONE,
-    ) -> None:
-        self.model, self.progress, self._exact_prefix = model, progress, exact_prefix
-        self._heap = Heap()
-        ids = calibration.input_ids.to(model.device)
-        self._group = group
-        batch_size = batch_size or default_batch(ids.device.type, ids.shape[1])
-        self._ids = group.share(ids, batch_size)
-        whole = Counted.of(calibration.counted)
-        self._tokens = int(whole.numbers(calibration.input_ids).sum())
-        self._predicted = int(whole.predicted(calibration.input_ids).sum())
-        self._counted = whole.shared(
-            lambda mask: group.share(mask.to(model.device), batch_size), len(self._ids)
-        )
-        self._single = int(group.gather(torch.tensor([len(self._ids)])).max()) == 1
-        first = self._embed()
-        sizes = {
-            "boundaries": len(model.live) + 1,
-            "bytes_per_boundary": sum(h.nbytes for h in first),
-        }
-        self.cache = ActivationCache(**sizes, budget=cache)
-        spare = self.cache.spare
-        self._at_once, spare = candidates_at_once(spare, resident=model.resident, **sizes)
-        self._detours = Detours(**sizes, budget=spare)
-        self._magnitudes: dict[int, torch.Tensor] = {}
-        self._norms: dict[int, list[torch.Tensor]] = {}
-        self._cosines: dict[tuple[int, str], dict[int, float]] = {}
-        self._note(0, first)
+    def measure(
+        self, statistics: Iterable[Statistic], *, description: str = "statistics"
+    ) -> list[torch.Tensor]:
+        """The values of statistics of the model as it now is, over the samples of all processes.
 
-    @property
-    def live(self) -> tuple[int, ...]:
-        """Original indices of the layers that are left."""
-        return self.model.live
+        What is not known is taken on one way through the layers.
+
+        Raises:
+            UnsupportedModelError: the model has no such place.
+        """
+        statistics = list(statistics)
+        self._collect(statistics, description)
+        return [self._value(statistic, self._store) for statistic in statistics]
+
+    def lockstep(self) -> Iterator[Step]:
+        """Moves the original model and this one along the layers of the source, side by side.
+
+        Each layer is read once for both. Nobody may change what is yielded.
+        """
+        return lockstep(self.model, self._ids)
+
+    def measure_beside(self, statistics: Iterable[Statistic]) -> list[torch.Tensor]:
+        """`measure`, also of sites in the original model (`Original`), in one `lockstep`.
+
+        Raises:
+            UnsupportedModelError: a model has no such place.
+        """
+        statistics, store = list(statistics), Store()
+        collector = Collector(
+            statistics, store, self._counted, first=self._first, step=steps_of(self.live)
+        )
+        collect(self.model, self._ids, collector)
+        return [self._value(statistic, store) for statistic in statistics]
+
+    def _value(self, statistic: Statistic, store: Store) -> torch.Tensor:
+        return statistic.merge(self._group.exchange(statistic.pack(store.states[statistic])))
+
+    def _collect(self, statistics: Sequence[Statistic], description: str) -> None:
+        collector = Collector(statistics, self._store, self._counted, first=self._first)
+        if not collector.missing:
+            return
+        first, last = collector.steps
+        taps: dict[int, list[Tap]] = {}
+        for site in collector.sites:
+            if isinstance(site, Tap):
+                taps.setdefault(site.position, []).append(site)
+                first = min(first, site.position)
+
+        def take(step: int, batch: int, values: Mapping[Site, Value]) -> None:
+            before = sum(map(len, self._ids[:batch]))
+            collector.take(step, batch, values, held=held, samples_before=before)
+
+        try:
+            held = self._held_at(-1)
+            for boundary, batches in self._sweep(first, last, description, taps, take):
+                held = self._held_at(boundary)
+                if boundary - 1 not in taps or boundary == first:
+                    for batch, hidden in enumerate(batches):
+                        take(boundary, batch, {Boundary(boundary): hidden})
+        except BaseException:
+            for statistic in collector.missing:  # what has come is not all of it
+                self._store.states.pop(statistic, None)
+            raise
+
+    def _held_at(self, boundary: int) -> Callable[[Site], Sequence[torch.Tensor] | None]:
+        """Reads from the cache what is kept of earlier boundaries, each once."""
+        known: dict[Site, Sequence[torch.Tensor] | None] = {}
+
+        def held(site: Site) -> Sequence[torch.Tensor] | None:
+            if site not in known:
+                is_kept = isinstance(site, Boundary) and site.position in self.cache.held
+                known[site] = self.cache.get(site.position) if is_kept else None
+            return known[site]
+
+        return held
 
     def magnitude(self, boundary: int) -> torch.Tensor:
         """Mean over tokens of |h| at `boundary`: [samples, d] float32."""
-        if boundary not in self._magnitudes:
-            for _, batches in self._sweep(boundary, boundary, "magnitudes"):
-                self._measure(boundary, batches)
-        return self._group.gather(self._magnitudes[boundary])
+        return self.measure([Magnitudes(Boundary(boundary))], description="magnitudes")[0]
 
     def cosines(self, lag: int, *, axis: str = "channels") -> list[float]:
         """Mean cosine between boundaries p and p + lag, for p = 0 ... live - lag."""
-        known = self._cosines.setdefault((lag, axis), {})
-        pairs = len(self.live) - lag + 1
-        start = next((p for p in range(pairs) if p not in known), None)
-        if start is not None:
-            window: dict[int, Sequence[torch.Tensor]] = {}
-            for boundary, batches in self._sweep(start, len(self.live), "scores"):
-                if lag == 1 or boundary not in self.cache.held:
-                    window[boundary] = batches
-                if boundary not in self._norms and axis == "channels":
-                    each = zip(batches, self._counted, strict=True)
-                    self._norms[boundary] = [token_norms(*one) for one in each]
-                p = boundary - lag
-                if p >= start:
-                    before = window.pop(p, None) or self.cache.get(p)
-                    assert before is not None
-                    sums = self._cosine_sums((p, before), (boundary, batches), axis)
-                    sums = self._group.gather(sums)
-                    channels = len(sums) * batches[0].shape[2]
-                    known[p] = _mean(sums, channels if axis == "sequence" else self._tokens)
-        return [known[p] for p in range(pairs)]
-
-    def _cosine_sums(
-        self,
-        first: tuple[int, Sequence[torch.Tensor]],
-        second: tuple[int, Sequence[torch.Tensor]],
-        axis: str,
-    ) -> torch.Tensor:
-        """Per sample, between two boundaries and their batches."""
-        (p, before), (q, after) = first, second
-        if axis == "sequence":
-            each = zip(before, after, self._counted, strict=True)
-            return torch.cat([cosine_sums(x, y, axis=axis, counted=c) for x, y, c in each])
-        norms = zip(self._norms[p], self._norms[q], strict=True)
-        every = zip(before, after, norms, self._counted, strict=True)
-        return torch.cat([cosine_sums(x, y, n, counted=c) for x, y, n, c in every])
+        pairs = [
+            Cosines(Boundary(p), Boundary(p + lag), axis) for p in range(len(self.live) - lag + 1)
+        ]
+        found = self.measure(pairs, description="scores")
+        channels = self._width * sum(len(sums) for sums in found[:1])
+        terms = channels if axis == "sequence" else self._tokens
+        return [_mean(sums, terms) for sums in found]
 
     def loss(self, *, description: str = "loss") -> float:
         """Mean next-token cross entropy in nats."""
@@ -266,124 +240,3 @@ class Runner:
             self._group.sum_(total)
         self._heap.tidy()
         return sums
-
-    def advance(self, plan: PrunePlan) -> None:
-        """Makes the model that of `plan`, which has one round more, and forgets what is stale.
-
-        The stream up to the cut, or to the first layer that was repaired, is what it was, or where
-        the factor was folded in front of it, what it was times the factor.
-        """
-        done = plan.rounds[-1]
-        cut = unchanged_until(done, self.model.checkpoint.family, self.live)
-        self.model.apply(plan)
-        if (
-            plan.recipe.fold == "upstream"
-            and done.factor != 1.0
-            and cut >= 0
-            and not self._scale_prefix(cut, done.factor)
-        ):
-            cut = -1
-        self.cache.truncate_after(cut)
-        self._detours.truncate_after(cut)
-        for known in (self._magnitudes, self._norms):
-            for b in [b for b in known if b > cut]:
-                del known[b]
-        for (lag, _), known in self._cosines.items():
-            for p in [p for p in known if p + lag > cut]:
-                del known[p]
-
-    def _scale_prefix(self, cut: int, factor: float) -> bool:
-        """Scales what is known up to the cut instead of computing it again, if that is right.
-
-        It is, but for the eps of the norms and for rounding. Whether these matter is seen on the
-        first batch, or of a single one on its first sample, which runs through the scaled layers.
-        """
-        if self._exact_prefix or self._single:
-            return False  # the check would be the whole work
-        ids = self._ids[0][:1] if len(self._ids) == 1 else self._ids[0]
-        counted = self._counted[0].first(len(ids))
-        with torch.no_grad(), self.model.outside():
-            hidden = self.model.embed(ids)
-        differences = []
-        for p in range(cut + 1):
-            if p:
-                (hidden,) = self._through(p - 1, [hidden])
-            if p in self._norms:
-                before = self._norms[p][0][: len(ids)] * factor
-                differences.append((before, token_norms(hidden, counted)))
-            if p in self._magnitudes:
-                before = self._magnitudes[p][: len(ids)] * factor
-                differences.append((before, magnitudes(hidden, counted).cpu()))
-        kept = self.cache.get(cut)
-        if kept is not None:
-            streams = kept[0][: len(ids)].float() * factor, hidden.float()
-            differences.append(tuple(counted.blank(counted.trim(h)) for h in streams))
-        deviation = max(float((x - y).norm() / y.norm()) for x, y in differences)
-        deviation = float(self._group.gather(torch.tensor([deviation])).max())
-        if not deviation <= PREFIX_TOLERANCE[hidden.dtype]:
-            self.progress.say(
-                f"note: before the cut, the scaled weights give a stream that differs by "
-                f"{deviation:.1e} from the scaled stream; it is computed again"
-            )
-            return False
-        self.cache.scale(factor)
-        self._detours.scale(factor)
-        self._magnitudes = {p: each * factor for p, each in self._magnitudes.items()}
-        self._norms = {p: [n * factor for n in norms] for p, norms in self._norms.items()}
-        return True
-
-    def _embed(self) -> list[torch.Tensor]:
-        with torch.no_grad(), self.model.outside():
-            self.model.prefetch(self.live[0])
-            return [self.model.embed(ids) for ids in self._ids]
-
-    def _through(
-        self, position: int, batches: Sequence[torch.Tensor], done=lambda: None
-    ) -> list[torch.Tensor]:
-        """The batches behind the live layer at `position`; calls `done` after each."""
-        layer, out = self.live[position], []
-        following = self.live[position + 1] if position + 1 < len(self.live) else None
-        with torch.no_grad(), self.model.loaded(layer):
-            self.model.prefetch(following)
-            for hidden in batches:
-                out.append(self.model.run_layer(layer, hidden))
-                done()
-        self._heap.tidy()
-        return out
-
-    def _note(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
-        """Keeps the boundary, or what may be asked about it."""
-        self.cache.put(boundary, batches)
-        if boundary not in self.cache.held:
-            self._measure(boundary, batches)
-
-    def _measure(self, boundary: int, batches: Sequence[torch.Tensor]) -> None:
-        if boundary not in self._magnitudes:
-            each = zip(batches, self._counted, strict=True)
-            self._magnitudes[boundary] = torch.cat([magnitudes(*one) for one in each]).cpu()
-
-    def _sweep(
-        self, first: int, last: int, description: str
-    ) -> Iterator[tuple[int, Sequence[torch.Tensor]]]:
-        """Yields ``(boundary, batches)`` from `first` to `last`, from the nearest kept one on."""
-        found = self.cache.nearest(first)
-        if found is None:
-            found = 0, self._embed()
-            self._note(*found)
-        boundary, batches = found
-        if boundary >= first:
-            yield boundary, batches
-        if boundary >= last:
-            return
-        steps = (last - boundary) * len(batches)
-        with self.progress.bar(steps, description, unit="batch") as bar:
-            while boundary < last:
-                boundary += 1
-                kept = self.cache.get(boundary)
-                if kept is None:
-                    batches = self._through(boundary - 1, batches, bar.update)
-                    self._note(boundary, batches)
-                else:
-                    batches = kept
-                if boundary >= first:
-                    yield boundary, batches

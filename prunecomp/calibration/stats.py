@@ -79,27 +79,43 @@ def cosine_sums(
     """
     if norms is None and axis == "channels":
         norms = token_norms(before, counted), token_norms(after, counted)
-    before, after = counted.trim(before), counted.trim(after)
     if axis == "sequence":
-        return _along_tokens(before, after, counted)
+        return _along_tokens(counted.trim(before), counted.trim(after), counted)
     assert axis == "channels"
     assert norms is not None
+    return cosines(before, after, norms, counted).double().sum(dim=1)
+
+
+def cosines(
+    before: torch.Tensor,
+    after: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor],
+    counted: Counted = EVERY,
+) -> torch.Tensor:
+    """Cosine of each token between two boundaries: [n, t - lead] float32; 0 where none counts.
+
+    Args:
+        before: [n, t, d] stream at the first boundary.
+        after: [n, t, d] stream at the second.
+        norms: `token_norms` of both.
+    """
+    before, after = counted.trim(before), counted.trim(after)
     first, second = norms
     lengths = first.clamp(min=_SMALLEST_NORM) * second.clamp(min=_SMALLEST_NORM)
     products = torch.empty_like(lengths)
     for piece in _pieces(before):
         products[piece] = torch.linalg.vecdot(before[piece].float(), after[piece].float(), dim=2)
-    return counted.blank(products / lengths).double().sum(dim=1)
+    return counted.blank(products / lengths)
 
 
 def _along_tokens(before: torch.Tensor, after: torch.Tensor, counted: Counted) -> torch.Tensor:
     """Per sample, the sum over channels of cosines over tokens: [n] float64."""
-    cosines = []
+    found = []
     for sample, (x, y) in enumerate(zip(before, after, strict=True)):
         piece = slice(sample, sample + 1), slice(None)
         x, y = (counted.blank(h[None].float(), piece)[0] for h in (x, y))
-        cosines.append(torch.nn.functional.cosine_similarity(x, y, dim=0))
-    return torch.stack(cosines).double().sum(dim=1)
+        found.append(torch.nn.functional.cosine_similarity(x, y, dim=0))
+    return torch.stack(found).double().sum(dim=1)
 
 
 def magnitude_ratio(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -9,13 +9,14 @@ need no code here, whatever the architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from prunecomp.calibration.attention import FasterAttention, is_faster
+from prunecomp.calibration.taps import Tap, Tapped, tapped
 from prunecomp.calibration.weights import OUTSIDE, Weights, skeleton
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.checkpoint.sidecar import sources_of
@@ -198,6 +199,31 @@ class PlannedModel:
             out = self._layers[original](hidden, *args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
         return out.to(self.device)
+
+    def run_tapped(
+        self, original: int, hidden: torch.Tensor, taps: Collection[Tap] = ()
+    ) -> tuple[Tapped, torch.Tensor]:
+        """`run_layer`, and what is read at places in the layer on the way.
+
+        Raises:
+            UnsupportedModelError: the layer has no such place.
+        """
+        if not taps:
+            return {}, self.run_layer(original, hidden)
+        layer, writers = self._layers[original], self.writers(original)
+        with tapped(layer, taps, writers, hidden) as found:
+            out = self.run_layer(original, hidden)
+        moved = {
+            t: v.to(self.device) if isinstance(v, torch.Tensor) else v for t, v in found.items()
+        }
+        return moved, out
+
+    def writers(self, original: int) -> tuple[str, ...]:
+        """The weights of a layer that write to the stream, in the order of the family.
+
+        Names are those in memory, relative to the layer.
+        """
+        return self.weights.writers(original)
 
     def logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, t, vocabulary] of the stream that leaves the last layer."""

@@ -9,6 +9,7 @@ whose compute dtype is that of the files, nothing is copied: tensors are pages o
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,8 @@ from prunecomp.checkpoint.layout import TORCH_DTYPES
 from prunecomp.checkpoint.parameters import Group, ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import CheckpointError
-from prunecomp.fold import Edit
+from prunecomp.families.base import any_expert
+from prunecomp.fold import Edit, Read
 
 #: The part that is outside of the layers; layers are parts by their original index.
 OUTSIDE = -1
@@ -81,6 +83,19 @@ class _Files:
         if spec.file not in self._open:
             self._open[spec.file] = safe_open(spec.file, framework="pt")
         return self._open[spec.file].get_tensor(spec.name)
+
+
+class Version(contextlib.AbstractContextManager):
+    """One of several values of a part; see `Weights.versions`."""
+
+    def __init__(self, weights: Weights, made: Mapping[str, torch.Tensor]) -> None:
+        self._weights, self.made = weights, made
+
+    def __enter__(self) -> None:
+        self._weights._put(self.made)
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves it in the model until another one, or none, takes its place."""
 
 
 class Weights:
@@ -148,6 +163,18 @@ class Weights:
                 places.setdefault(id(parameter), []).append((module, leaf))
                 names[f"{path}.{leaf}" if path else leaf] = id(parameter)
         return {name: places[key] for name, key in names.items()}
+
+    def writers(self, part: int) -> tuple[str, ...]:
+        """Weights of a layer that write to the stream: names in memory, relative to the layer."""
+        family, found = self._checkpoint.family, {}
+        for group in self._groups[part]:
+            located = family.layer_of(group.sources[0])
+            if located is None or located[1].endswith(".bias") or family.power(located[1]) != 1:
+                continue
+            prefix = f"{self._checkpoint.layers_path}.{part}."
+            order = family.writers.index(any_expert(located[1]))
+            found[group.target.removeprefix(prefix)] = order
+        return tuple(sorted(found, key=found.__getitem__))
 
     def device_of(self, part: int) -> torch.device:
         """Where the part's weights are when they are loaded."""
@@ -240,15 +267,29 @@ class Weights:
             value.record_stream(torch.cuda.default_stream(value.device))
         return made
 
-    def _make(self, groups: Iterable[Group], part: int) -> dict[str, torch.Tensor]:
-        read = _Files(self._specs)
+    def _make(
+        self,
+        groups: Iterable[Group],
+        part: int,
+        *,
+        edits: Mapping[str, Edit] | None = None,
+        read: Read | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The parameters of some groups, by name.
+
+        Args:
+            edits: that are applied; None for those of the plan.
+            read: of tensors; None reads each as often as it is asked for.
+        """
+        edits = self._edits if edits is None else edits
+        source = _Files(self._specs) if read is None else read
         device = self.device_of(part)
 
         def edited(name: str) -> torch.Tensor:
-            edit = self._edits.get(name)
+            edit = edits.get(name)
             if edit is None or not edit.changes:
-                return read(name)
-            once = _Files(self._specs)  # so that pages are given back at once
+                return source(name)
+            once = read or _Files(self._specs)  # so that pages are given back at once
             return edit.apply(once, TORCH_DTYPES[edit.output_spec(self._specs).dtype])
 
         made: dict[str, torch.Tensor] = {}
@@ -261,6 +302,44 @@ class Weights:
                 pinned = value.pin_memory() if device.type == "cuda" else value
                 made[name] = pinned.to(device, non_blocking=True)
         return made
+
+    @contextlib.contextmanager
+    def versions(self, part: int) -> Iterator[tuple[Version, Version]]:
+        """The part as the source has it, and as the plan's edits make it; one if they are the same.
+
+        Each tensor of the files is read once. A version is in the model inside of its own ``with``.
+        """
+        dense, groups = self._checkpoint.dense, self._groups[part]
+        edits = {name for name, edit in self._edits.items() if edit.changes}
+        changed = [
+            g for g in groups
+            if not edits.isdisjoint(s for n in g.sources for s in dense.sources(n))
+        ]  # fmt: skip
+        read = functools.cache(_Files(self._specs))
+        plain = Version(self, self._make(changed, part, edits={}, read=read))
+        self._uses[part] = self._uses.get(part, 0) + 1
+        if self._resident:
+            edited = Version(self, self._now(changed))
+        else:
+            self._put(self._make([g for g in groups if g not in changed], part, read=read))
+            edited = Version(self, self._make(changed, part, read=read))
+        try:
+            yield (plain, edited) if changed else (plain, plain)
+        finally:
+            self._put(edited.made)
+            self._uses[part] -= 1
+            if not self._uses[part]:
+                del self._uses[part]
+                if not self._resident:
+                    self._drop(part)
+
+    def _now(self, groups: Iterable[Group]) -> dict[str, torch.Tensor]:
+        """The parameters of these groups that are in the model."""
+        found = {}
+        for name in (n for group in groups for n in self._targets[group.target]):
+            for module, leaf in self._slots.get(name, ())[:1]:
+                found[name] = module._parameters[leaf].data
+        return found
 
     def _put(self, made: Mapping[str, torch.Tensor]) -> None:
         for name, value in made.items():

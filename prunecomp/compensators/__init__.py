@@ -2,4 +2,4 @@
 
 from prunecomp.registry import Registry
 
-COMPENSATORS = Registry(__name__, "COMPENSATOR", "compensation")
+COMPENSATORS = Registry(__name__, "COMPENSATOR", "compensation", joint="-")

@@ -162,7 +162,7 @@ def test_downstream_fold_leaves_the_prefix_as_it_is(choose):
     for boundary in range(min(cut, first) + 1):
         assert torch.equal(runner.magnitude(boundary), base.magnitude(boundary))
         runner.cache.truncate_after(-1)
-        runner._magnitudes.clear()
+        runner._store.states.clear()
         assert torch.equal(runner.magnitude(boundary), base.magnitude(boundary))
 
 
