@@ -22,16 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.script import script
-from prunecomp.calibration.cache import CacheBudget
 from prunecomp.calibration.data import CalibrationSet
-from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.tokenizer import BOS_MODES
-from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.output import write_text
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
-from prunecomp.device import DTYPES, resolve_device
 from prunecomp.errors import PruneCompError
+from prunecomp.machine import open_model
 from prunecomp.metrics import METRICS
 from prunecomp.pipeline import PlanRequest, empty_plan, load_texts, resolve_recipe, versions
 from prunecomp.plan import PrunePlan
@@ -69,18 +66,16 @@ class Study:
         if evaluation is None:
             raise PruneCompError("the ablation needs evaluation text; give --evaluation")
         self.evaluation: CalibrationSet = evaluation.first(evaluation_samples)
-        self.model = PlannedModel(
-            checkpoint,
-            device=resolve_device(self.recipe.device),
-            dtype=DTYPES[self.recipe.dtype],
-        )
+        texts = self.calibration, self.evaluation
+        self.opened = open_model(checkpoint, request, self.recipe, texts, progress)
+        self.model = self.opened.model
         self.base = empty_plan(
             checkpoint, self.recipe, request, self.calibration, name=checkpoint.path.name
         )
 
     def perplexity(self) -> float:
         """Of the model as it now stands, on the evaluation text."""
-        runner = Runner(self.model, self.evaluation, progress=self.progress, cache=CacheBudget(0))
+        runner = self.opened.runner(self.evaluation, keep=False)
         return math.exp(runner.loss(description="evaluation"))
 
     def run(self, setting: Setting, depths: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -96,7 +91,7 @@ class Study:
                 self.base, recipe=resolve_recipe(self.checkpoint, request, self.progress)
             )
             self.model.apply(plan)
-            runner = Runner(self.model, self.calibration, progress=self.progress)
+            runner = self.opened.runner(self.calibration)
 
             def measure(current: PrunePlan, group: list[int] = group) -> None:
                 if len(current.removed) in group:

@@ -15,12 +15,11 @@ import torch
 from bench.naive import prune
 from prunecomp.calibration.allocation import prepare
 from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
-from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.streams import default_batch
-from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.device import DTYPES
+from prunecomp.machine import open_model
 from prunecomp.metrics import METRICS
 from prunecomp.pipeline import PlanRequest, empty_plan, resolve_recipe
 from prunecomp.progress import Progress
@@ -105,10 +104,9 @@ def ours(checkpoint: Checkpoint, ids: torch.Tensor, case: dict[str, Any]) -> dic
     recipe = resolve_recipe(checkpoint, request, quiet)
     tokens = CalibrationSet(ids, TextSource("made"), 0)
     plan = empty_plan(checkpoint, recipe, request, tokens, name="made")
-    device = torch.device(case["device"])
-    model = PlannedModel(checkpoint, device=device, dtype=DTYPES[case["dtype"]])
+    opened = open_model(checkpoint, request, recipe, (tokens, None), quiet)
     start = _clock(case["device"])
-    runner = Runner(model, tokens, progress=quiet)
+    runner = opened.runner(tokens)
     plan = select(plan, runner, METRICS.get(case["metric"]), COMPENSATORS.get(recipe.compensation))
     found = {"time_s": _clock(case["device"]) - start}
     cuts = [{"removed": list(r.removed), "factor": r.factor} for r in plan.rounds]

@@ -170,10 +170,7 @@ class Study:
         Raises:
             UsageError: no text to evaluate on is known.
         """
-        from prunecomp.calibration.cache import CacheBudget
-        from prunecomp.calibration.runner import Runner
-        from prunecomp.calibration.view import PlannedModel
-        from prunecomp.device import DTYPES, resolve_device
+        from prunecomp.machine import open_model
 
         known = self._read("measured.json").get("perplexity", {})
         missing = {d: part for d, part in self._depths(plan).items() if d not in known}
@@ -185,16 +182,10 @@ class Study:
                 f"--calibration {self.request.calibration}: has no held-out part; name a text "
                 "with --evaluation"
             )
-        model = PlannedModel(
-            self.checkpoint, device=resolve_device(self.recipe.device),
-            dtype=DTYPES[self.recipe.dtype],
-        )  # fmt: skip
+        opened = open_model(self.checkpoint, self.request, self.recipe, (text, None), self.progress)
         for depth, part in missing.items():
-            model.apply(part)
-            runner = Runner(
-                model, text, progress=self.progress, batch_size=self.request.batch_size,
-                cache=CacheBudget(0),
-            )  # fmt: skip
+            opened.model.apply(part)
+            runner = opened.runner(text, keep=False)
             known[depth] = math.exp(runner.loss(description="evaluation"))
             self.progress.say(f"{depth} layers removed: perplexity {known[depth]:.3f}")
             self._keep("perplexity", known)

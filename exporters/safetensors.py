@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 from exporters.base import Exporter, Facts, Source
+from prunecomp.errors import UsageError
 from prunecomp.progress import Progress
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+from prunecomp.sizes import parse_bytes
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
-    nbytes = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if not nbytes:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 5GB or 500MB")
-    return nbytes
+    try:
+        return parse_bytes(text, option="--max-shard-size")
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give one such as 5GB or 500MB"
+        ) from error
 
 
 def _add(group: argparse._ArgumentGroup) -> None:

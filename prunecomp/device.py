@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 import torch
 
@@ -14,21 +13,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-_UNITS = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-
-
-def parse_bytes(text: str) -> int:
-    """``4GiB``, ``500M`` or a number of bytes; units are powers of 1024.
-
-    Raises:
-        UsageError: neither.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([BKMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"--max-memory {text}: give a size such as 4GiB or 500MiB")
-    return int(float(found[1]) * 2 ** _UNITS[found[2].upper()])
 
 
 def resolve_device(name: str) -> torch.device:

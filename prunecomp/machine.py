@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +18,14 @@ from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import skeleton
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.compensators import COMPENSATORS
-from prunecomp.device import DTYPES, parse_bytes, resolve_device
+from prunecomp.device import DTYPES, resolve_device
 from prunecomp.distributed import current
 from prunecomp.errors import UsageError
 from prunecomp.memory import Estimate, Workload, estimate, part_uses
 from prunecomp.metrics import METRICS
 from prunecomp.plan import Recipe
 from prunecomp.progress import Progress
+from prunecomp.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from prunecomp.pipeline import PlanRequest
@@ -64,7 +66,8 @@ def estimate_memory(
         ),
         uses=part_uses(model, checkpoint, dtype),
         device=device, dtype=dtype, depth=checkpoint.num_hidden_layers,
-        limit=None if request.max_memory is None else parse_bytes(request.max_memory),
+        limit=None if request.max_memory is None
+        else parse_bytes(request.max_memory, option="--max-memory"),
     )  # fmt: skip
 
 
@@ -95,14 +98,47 @@ def place_layers(
     return {i: torch.device("cuda", where) for i, where in places.items() if i}
 
 
-def open_runners(
+@dataclass(frozen=True)
+class Opened:
+    """A model that is held as it fits into memory, and what runs texts over it.
+
+    Attributes:
+        model: as the source has it, until a plan is applied.
+        memory: what it is estimated to take.
+        batch_size: one for all processes, whatever each found free.
+        exact_prefix: see `Runner`.
+    """
+
+    model: PlannedModel
+    memory: Estimate
+    batch_size: int
+    exact_prefix: bool
+    progress: Progress
+
+    def runner(self, tokens: CalibrationSet, *, keep: bool = True) -> Runner:
+        """What runs `tokens`.
+
+        Args:
+            keep: what layers give is kept as far as memory allows; else it is run once.
+        """
+        return Runner(
+            self.model, tokens, progress=self.progress, batch_size=self.batch_size,
+            cache=self.memory.cache if keep else CacheBudget(0), exact_prefix=self.exact_prefix,
+            group=current(),
+        )  # fmt: skip
+
+
+def open_model(
     checkpoint: Checkpoint,
     request: PlanRequest,
     recipe: Recipe,
     texts: tuple[CalibrationSet, CalibrationSet | None],
     progress: Progress,
-) -> tuple[Runner, Runner | None]:
-    """What runs the calibration and evaluation texts, over a model held as it fits into memory.
+) -> Opened:
+    """The model, as a whole or from its files, on as many devices as was asked for.
+
+    Args:
+        texts: to calibrate on, and to evaluate on.
 
     Raises:
         UsageError: it does not fit into ``--max-memory``.
@@ -134,12 +170,23 @@ def open_runners(
         checkpoint, device=device, dtype=dtype, resident=resident, model=empty,
         placement=placement,
     )  # fmt: skip
-    # One batch size for all processes, whatever each found free.
     batch_size = int(group.gather(torch.tensor([memory.batch_size])).min())
-    common = {"progress": progress, "batch_size": batch_size, "group": group}
-    runner = Runner(
-        model, calibration, cache=memory.cache, exact_prefix=request.exact_prefix, **common
-    )
-    if evaluation is None:
-        return runner, None
-    return runner, Runner(model, evaluation, cache=CacheBudget(0), **common)
+    return Opened(model, memory, batch_size, request.exact_prefix, progress)
+
+
+def open_runners(
+    checkpoint: Checkpoint,
+    request: PlanRequest,
+    recipe: Recipe,
+    texts: tuple[CalibrationSet, CalibrationSet | None],
+    progress: Progress,
+) -> tuple[Runner, Runner | None]:
+    """What runs the calibration and evaluation texts, over one model; see `open_model`.
+
+    Raises:
+        UsageError: it does not fit into ``--max-memory``.
+    """
+    opened = open_model(checkpoint, request, recipe, texts, progress)
+    calibration, evaluation = texts
+    runner = opened.runner(calibration)
+    return runner, None if evaluation is None else opened.runner(evaluation, keep=False)

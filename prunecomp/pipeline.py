@@ -124,6 +124,7 @@ def resolve_recipe(checkpoint: Checkpoint, request: PlanRequest, progress: Progr
         protect_last=last if request.protect_last is None else request.protect_last,
         dtype=str(resolve_dtype(request.dtype, checkpoint.dense.dtypes)).removeprefix("torch."),
         device=str(resolve_device(request.device)),
+        exact_prefix=request.exact_prefix,
     )
     check_recipe(recipe, checkpoint.family, depth)
     check_source_model(checkpoint)
@@ -231,6 +232,7 @@ def make_plan(
     runner, held_out = open_runners(
         checkpoint, request, recipe, (calibration, evaluation), progress
     )
+    plan = dataclasses.replace(plan, conditions=runner.conditions)
 
     def perplexities() -> dict[str, float]:
         if request.evaluation == "none":

@@ -28,7 +28,7 @@ SCHEMA_VERSION, READ_VERSIONS = 2, (1, 2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked for. Every field that can change the result is here."""
+    """What was asked for. Whatever else can change the result is in `PrunePlan.conditions`."""
 
     metric: str
     strategy: str
@@ -39,7 +39,8 @@ class Recipe:
     protect_last: int
     dtype: str
     device: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of plans that have it: empty
+    exact_prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class PrunePlan:
     The first K rounds of a plan are the plan that K rounds would have given (`prefix`).
 
     `perplexity` maps the name of a text to ``{"base": float, "pruned": float}``, where
-    ``pruned`` belongs to the full depth of the plan.
+    ``pruned`` belongs to the full depth of the plan. `conditions` says how it was run, as far as
+    that may change a rounding, and so a choice between layers that are all but equal: batches,
+    processes and threads, the implementation of attention, the processor.
     """
 
     source: SourceModel
@@ -114,6 +117,7 @@ class PrunePlan:
     rounds: tuple[PruneRound, ...] = ()
     perplexity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def removed(self) -> Span:
@@ -215,6 +219,7 @@ class PrunePlan:
                 rounds=tuple(PruneRound.from_json(r) for r in document["rounds"]),
                 perplexity=document["perplexity"],
                 versions=document["versions"],
+                conditions=document.get("conditions", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"{where}: malformed plan ({error!r}); make it again") from error
@@ -234,6 +239,7 @@ class PrunePlan:
                 for p in self.perplexity.values()
             ),
             "versions": isinstance(self.versions, dict),
+            "conditions": isinstance(self.conditions, dict),
         }
         for name, is_sound in sound.items():
             if not is_sound:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from prunecomp.calibration.collector import Collector
 from prunecomp.calibration.sites import Boundary, Original, Site
-from prunecomp.calibration.statistics import Collector, Value
+from prunecomp.calibration.statistics import Value
 from prunecomp.calibration.taps import Tap, Tapped
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.calibration.weights import OUTSIDE

@@ -11,17 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import torch
 
+from prunecomp.calibration.collector import Collector, Store
 from prunecomp.calibration.lockstep import Step, collect, lockstep, steps_of
 from prunecomp.calibration.losses import loss_gradient, sample_losses
 from prunecomp.calibration.sites import Boundary, Site
-from prunecomp.calibration.statistics import (
-    Collector,
-    Cosines,
-    Magnitudes,
-    Statistic,
-    Store,
-    Value,
-)
+from prunecomp.calibration.statistics import Cosines, Magnitudes, Statistic, Value
 from prunecomp.calibration.stats import NOT_FINITE
 from prunecomp.calibration.streams import Streams
 from prunecomp.calibration.taps import Tap

@@ -16,11 +16,12 @@ import torch
 
 from prunecomp.calibration.allocation import Heap
 from prunecomp.calibration.cache import ActivationCache, CacheBudget
+from prunecomp.calibration.collector import Store
 from prunecomp.calibration.counted import Counted
 from prunecomp.calibration.data import CalibrationSet
 from prunecomp.calibration.detours import Detours
 from prunecomp.calibration.sites import Boundary, Site
-from prunecomp.calibration.statistics import Magnitudes, PerSample, Store, Value
+from prunecomp.calibration.statistics import Magnitudes, PerSample, Value
 from prunecomp.calibration.taps import Tap
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.distributed import Group
@@ -79,6 +80,7 @@ class Streams:
         ids = calibration.input_ids.to(model.device)
         self._group = group
         batch_size = batch_size or default_batch(ids.device.type, ids.shape[1])
+        self._batch_size = batch_size
         self._ids = group.share(ids, batch_size)
         whole = Counted.of(calibration.counted)
         self._tokens = int(whole.numbers(calibration.input_ids).sum())
@@ -106,6 +108,21 @@ class Streams:
     def live(self) -> tuple[int, ...]:
         """Original indices of the layers that are left."""
         return self.model.live
+
+    @property
+    def conditions(self) -> dict[str, str | int]:
+        """How it is run, as far as that may change a rounding."""
+        config, device = self.model.model.config, self.model.device
+        cuda = device.type == "cuda"
+        return {
+            "batch_size": self._batch_size,
+            "processes": self._group.world,
+            "threads": torch.get_num_threads(),
+            "attention": str(getattr(config, "_attn_implementation", None)),
+            "experts": str(getattr(config, "_experts_implementation", None)),
+            "processor": torch.cuda.get_device_name(device) if cuda
+            else torch.backends.cpu.get_cpu_capability(),
+        }  # fmt: skip
 
     @property
     def lead(self) -> int:

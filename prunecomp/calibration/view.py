@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.calibration.attention import FasterAttention, is_faster
 from prunecomp.calibration.taps import Tap, Tapped, tapped
 from prunecomp.calibration.weights import OUTSIDE, Weights, skeleton
 from prunecomp.checkpoint.reader import Checkpoint
@@ -124,8 +123,6 @@ class PlannedModel:
             self.model, checkpoint, device=device, dtype=dtype, resident=resident,
             placement=placement,
         )  # fmt: skip
-        faster = device.type == "cpu" and dtype == torch.bfloat16 and is_faster()
-        self._attention = FasterAttention() if faster else contextlib.nullcontext()
         self.live: tuple[int, ...] = tuple(range(checkpoint.num_hidden_layers))
         path, _, self._list_name = checkpoint.layers_path.rpartition(".")
         self._parent = self.model.get_submodule(path)
@@ -195,7 +192,7 @@ class PlannedModel:
         device = self.weights.device_of(original)
         if device != self.device:
             hidden, args, kwargs = _moved((hidden, args, kwargs), device)
-        with self.loaded(original), self._attention:
+        with self.loaded(original):
             out = self._layers[original](hidden, *args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
         return out.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from bench.accuracy.run import Outcome, Request
 from bench.frontier import Criterion, Study, draw, read_frontier, recommend
 from bench.quantities import Estimate
 from bench.schema import Accuracy, FrontierPoint, MeanRetained
-from prunecomp import pipeline
+from prunecomp import machine, pipeline
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import UsageError
 from prunecomp.pipeline import PlanRequest
@@ -206,3 +207,34 @@ def test_files_that_are_no_frontier(tmp_path, text, message):
         file.write_text(text)
     with pytest.raises(UsageError, match=message):
         read_frontier(file)
+
+
+def test_depths_are_measured_as_the_plan_was_made(study, monkeypatch):
+    """Within ``--max-memory``, layer by layer, by the one that holds models for all."""
+    estimated, models = machine.estimate_memory, []
+
+    def streamed(*arguments, **options):
+        return dataclasses.replace(estimated(*arguments, **options), mode="streamed")
+
+    monkeypatch.setattr(machine, "estimate_memory", streamed)
+    init = machine.PlannedModel.__init__
+    monkeypatch.setattr(
+        machine.PlannedModel, "__init__",
+        lambda self, *a, **k: models.append(k["resident"]) or init(self, *a, **k),
+    )  # fmt: skip
+    plain = study()
+    plan = plain.plan()
+    found = plain.perplexities(plan)
+    assert models == [False, False]  # of the plan, and of the depths
+    assert found[str(DEPTH)] == pytest.approx(
+        plan.perplexity[f"evaluation ({plain.request.evaluation})"]["pruned"], rel=1e-6
+    )
+
+
+def test_memory_that_does_not_do(study):
+    """Said in one line, also where the plan is there and only depths are to be measured."""
+    plan = study().plan()
+    with pytest.raises(UsageError, match="--max-memory 0.00GiB: even with one layer at a time"):
+        made = study()
+        made.request = dataclasses.replace(made.request, max_memory="1MiB")
+        made.perplexities(plan)

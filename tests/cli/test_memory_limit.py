@@ -66,16 +66,21 @@ def test_less_than_a_layer_is_refused(refused, model, small):
             says=("--max-memory", "even with one layer at a time", "give more"))  # fmt: skip
 
 
-@pytest.mark.parametrize("size", ["4 apples", "-1", "0", "GiB", "1e9"])
+@pytest.mark.parametrize("size", ["4 apples", "-1", "0", "GiB", "1e9", "4iB", "9" * 400])
 def test_sizes_that_are_none(refused, model, small, size):
     refused("inspect", model, *small, f"--max-memory={size}", says="such as 4GiB")
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4GiB", 4 << 30), ("1.5g", 3 << 29), ("500 MB", 500 << 20), ("12345", 12345)],
-)
+    [
+        ("4GiB", 4 << 30), ("1.5g", 3 << 29), ("500 MiB", 500 << 20), ("12345", 12345),
+        ("12345 b", 12345), ("500 MB", 500 * 10**6), ("4gb", 4 * 10**9), ("2tIb", 2 << 40),
+    ],
+)  # fmt: skip
 def test_sizes(text, size):
-    from prunecomp.device import parse_bytes
+    """One meaning for all options; transformers' own for shards."""
+    from exporters.safetensors import _size
+    from prunecomp.sizes import parse_bytes
 
-    assert parse_bytes(text) == size
+    assert parse_bytes(text, option="--max-memory") == size == _size(text)
