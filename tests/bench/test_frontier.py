@@ -233,8 +233,8 @@ def test_depths_are_measured_as_the_plan_was_made(study, monkeypatch):
 
 def test_memory_that_does_not_do(study):
     """Said in one line, also where the plan is there and only depths are to be measured."""
-    plan = study().plan()
-    with pytest.raises(UsageError, match="--max-memory 0.00GiB: even with one layer at a time"):
-        made = study()
-        made.request = dataclasses.replace(made.request, max_memory="1MiB")
+    made = study()
+    plan = made.plan()
+    made.request = dataclasses.replace(made.request, max_memory="1MiB")
+    with pytest.raises(UsageError, match=r"--max-memory 0.00GiB: even with one layer at a time"):
         made.perplexities(plan)
