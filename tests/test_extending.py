@@ -41,7 +41,7 @@ def added(tmp_path, monkeypatch):
 
 
 def test_the_document_has_one_of_each():
-    kinds = ["families", "metrics", "compensators", "exporters", "engines"]
+    kinds = ["families", "metrics", "compensators", "compensators", "exporters", "engines"]
     assert [Path(name).parent.name for name in blocks()] == kinds
 
 
@@ -104,6 +104,12 @@ def test_metric_and_compensator(added, text_model, tiny_tokens, tmp_path, capsys
         options = ["--metric", metric, "--compensation", compensation, "-o", str(file)]
         assert cli.main(["plan", str(text_model), *common, *options]) == 0
         plans[metric] = json.loads(file.read_text())
+    file = tmp_path / "ridge.json"
+    options = ["--compensation", "ridge", "-o", str(file)]
+    assert cli.main(["plan", str(text_model), *common, *options]) == 0
+    ridge = json.loads(file.read_text())["rounds"]
+    assert any("matrices" in r for r in ridge)
+    assert cli.main(["apply", str(text_model), str(file), "-q", "-o", str(tmp_path / "out")]) == 0
     first, second = plans["bi"]["rounds"][0], plans["angle"]["rounds"][0]
     assert first["removed"] == second["removed"]
     order = [sorted(r["scores"], key=r["scores"].get) for r in (first, second)]
