@@ -203,13 +203,15 @@ def make_plan(
     name: str,
     progress: Progress,
     resume: PrunePlan | None = None,
+    on_texts: Callable[[CalibrationSet], None] = lambda calibration: None,
     on_round: Callable[[PrunePlan], None] = lambda plan: None,
 ) -> PrunePlan:
-    """Chooses layers and factors; loads and runs the model.
+    """Chooses layers and repairs; loads and runs the model.
 
     Args:
         name: what the plan and the model card call the source.
         resume: a plan of fewer or as many rounds for the same model, recipe and tokens.
+        on_texts: called with the calibration tokens before anything runs.
         on_round: called with the plan so far after each round.
 
     Raises:
@@ -219,6 +221,7 @@ def make_plan(
 
     recipe = resolve_recipe(checkpoint, request, progress)
     calibration, evaluation = load_texts(checkpoint, request)
+    on_texts(calibration)
     plan = empty_plan(checkpoint, recipe, request, calibration, name=name)
     if resume is not None:
         plan = _resumed(plan, resume)

@@ -23,33 +23,13 @@ from prunecomp.fold import compile_edits
 from prunecomp.plan import PrunePlan
 
 
-class _Recorder(nn.Module):
-    """Stands for a layer: keeps the arguments of the call and passes the stream on."""
+class _StandIn(nn.Module):
+    """Stands for a layer, and has its attributes: models ask layers for their attention type."""
 
     def __init__(self, layer: nn.Module, *, as_tuple: bool) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple, so that it is not registered as a child
         self._as_tuple = as_tuple
-        self.hidden: torch.Tensor | None = None
-        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # models ask layers for attributes such as attention_type
-            return getattr(self.__dict__["_layer"][0], name)
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.hidden, self.call = hidden, (args, kwargs)
-        return (hidden,) if self._as_tuple else hidden
-
-
-class _Injector(nn.Module):
-    """Stands for all layers: answers with a given stream."""
-
-    def __init__(self, hidden: torch.Tensor, layer: nn.Module, *, as_tuple: bool) -> None:
-        super().__init__()
-        self._hidden, self._layer, self._as_tuple = (hidden,), (layer,), as_tuple
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -57,8 +37,34 @@ class _Injector(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_layer"][0], name)
 
+    def _answer(self, hidden: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
+        return (hidden,) if self._as_tuple else hidden
+
+
+class _Recorder(_StandIn):
+    """Keeps the arguments of the call and passes the stream on."""
+
+    def __init__(self, layer: nn.Module, *, as_tuple: bool) -> None:
+        super().__init__(layer, as_tuple=as_tuple)
+        self.hidden: torch.Tensor | None = None
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def forward(
+        self, hidden: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor]:
+        self.hidden, self.call = hidden, (args, kwargs)
+        return self._answer(hidden)
+
+
+class _Injector(_StandIn):
+    """Stands for all layers: answers with a given stream."""
+
+    def __init__(self, hidden: torch.Tensor, layer: nn.Module, *, as_tuple: bool) -> None:
+        super().__init__(layer, as_tuple=as_tuple)
+        self._hidden = hidden
+
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor]:
-        return self._hidden if self._as_tuple else self._hidden[0]
+        return self._answer(self._hidden)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from prunecomp.checkpoint.files import stock_config, why_not_built
 from prunecomp.checkpoint.index import TensorSpec
 from prunecomp.checkpoint.layout import TORCH_DTYPES
 from prunecomp.checkpoint.parameters import Group, ParameterMap
-from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.reader import Checkpoint, TensorFiles
 from prunecomp.errors import CheckpointError
 from prunecomp.families.base import any_expert
 from prunecomp.fold import Edit, Read
@@ -68,21 +68,6 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     except Exception as error:  # values that fit no model can raise anything in there
         raise _not_loaded(checkpoint, error) from error
     return model.eval().requires_grad_(False)
-
-
-class _Files:
-    """Reads tensors; a file stays mapped as long as a tensor that was read from it lives."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        self._specs, self._open = specs, {}
-
-    def __call__(self, key: str) -> torch.Tensor:
-        from safetensors import safe_open
-
-        spec = self._specs[key]
-        if spec.file not in self._open:
-            self._open[spec.file] = safe_open(spec.file, framework="pt")
-        return self._open[spec.file].get_tensor(spec.name)
 
 
 class Version(contextlib.AbstractContextManager):
@@ -282,14 +267,14 @@ class Weights:
             read: of tensors; None reads each as often as it is asked for.
         """
         edits = self._edits if edits is None else edits
-        source = _Files(self._specs) if read is None else read
+        source = TensorFiles(self._specs) if read is None else read
         device = self.device_of(part)
 
         def edited(name: str) -> torch.Tensor:
             edit = edits.get(name)
             if edit is None or not edit.changes:
                 return source(name)
-            once = read or _Files(self._specs)  # so that pages are given back at once
+            once = read or TensorFiles(self._specs)  # so that pages are given back at once
             return edit.apply(once, TORCH_DTYPES[edit.output_spec(self._specs).dtype])
 
         made: dict[str, torch.Tensor] = {}
@@ -315,7 +300,7 @@ class Weights:
             g for g in groups
             if not edits.isdisjoint(s for n in g.sources for s in dense.sources(n))
         ]  # fmt: skip
-        read = functools.cache(_Files(self._specs))
+        read = functools.cache(TensorFiles(self._specs))
         plain = Version(self, self._make(changed, part, edits={}, read=read))
         self._uses[part] = self._uses.get(part, 0) + 1
         if self._resident:

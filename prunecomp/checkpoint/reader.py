@@ -16,7 +16,7 @@ from prunecomp.checkpoint.carried import CONFIG_FILE
 from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.directory import check_directory
 from prunecomp.checkpoint.finite import FiniteScan
-from prunecomp.checkpoint.index import read_json
+from prunecomp.checkpoint.index import TensorSpec, read_json
 from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.families import family_for
@@ -26,6 +26,19 @@ from prunecomp.quantization import quantization_of
 from prunecomp.quantization.base import Held, Quantized
 
 _CHUNK_BYTES = 1 << 20
+
+
+class TensorFiles:
+    """Reads tensors; a file stays mapped as long as a tensor that was read from it lives."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self._specs, self._open = specs, {}
+
+    def __call__(self, key: str) -> torch.Tensor:
+        spec = self._specs[key]
+        if spec.file not in self._open:
+            self._open[spec.file] = safe_open(spec.file, framework="pt")
+        return self._open[spec.file].get_tensor(spec.name)
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -169,9 +182,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self.family.is_tied(self.config)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        spec = self.index[name]
-        with safe_open(spec.file, framework="pt") as file:
-            return file.get_tensor(spec.name)
+        return TensorFiles(self.index)(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.index  # a Mapping's own way would read the tensor

@@ -76,14 +76,18 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         pipeline.make_plan(checkpoint, request, name=name, progress=progress, resume=resume)
         return 0
     with contextlib.ExitStack() as stack:
-        if args.save_tokens:  # written now, but there only when the plan is
-            file = stack.enter_context(
-                output_file(args.save_tokens, overwrite=args.overwrite, note=progress.say)
-            )
-            save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
+
+        def keep_tokens(calibration) -> None:
+            if args.save_tokens:  # written now, but there only when the plan is
+                file = output_file(
+                    args.save_tokens, overwrite=args.overwrite, note=progress.say
+                )
+                save_tokens(calibration, stack.enter_context(file))
+
         plan = pipeline.make_plan(
-            checkpoint, request, name=name, progress=progress, resume=resume, on_round=save
-        )
+            checkpoint, request, name=name, progress=progress, resume=resume,
+            on_texts=keep_tokens, on_round=save,
+        )  # fmt: skip
         write_plan(args.output, plan, overwrite=replace)
     print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
     return 0

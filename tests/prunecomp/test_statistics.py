@@ -18,8 +18,7 @@ from prunecomp.calibration.runner import Runner
 from prunecomp.calibration.sites import Between, Boundary, Original, WriterInput
 from prunecomp.calibration.statistics import Cosines, Gram, Magnitudes, PairwiseSum
 from prunecomp.calibration.view import PlannedModel
-from prunecomp.calibration.weights import _Files
-from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.reader import Checkpoint, TensorFiles
 from prunecomp.errors import UnsupportedModelError
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
@@ -323,8 +322,8 @@ def test_lockstep(fold, resident, llama, monkeypatch):
     theirs = dict(original.boundaries())
     own = dict(pruned.boundaries())
     reads: list[str] = []
-    read = _Files.__call__
-    monkeypatch.setattr(_Files, "__call__", lambda s, key: reads.append(key) or read(s, key))
+    read = TensorFiles.__call__
+    monkeypatch.setattr(TensorFiles, "__call__", lambda s, key: reads.append(key) or read(s, key))
     for step in runner.lockstep():
         assert all(map(torch.equal, step.original.behind, theirs[step.layer + 1]))
         if step.layer in plan.kept:
