@@ -1,12 +1,12 @@
 """Runs a written model beside its source, whose removed layers are skipped by hand.
 
 A few tokens go through the unedited source, layer by layer; where layers were removed, the stream
-is multiplied by the plan's factors. Each kept layer of the written model gets what the same layer
-of the source got, times the one number that the fold leaves on the stream there, and must give what
-the layer of the source gives, times that number; so must the embeddings, and the head its logits.
-That is the whole model step by step, so that neither roundings nor a router's choice add up over
-the depth, and a factor that is missing shows where it is missing. Nothing here asks which tensors
-were edited.
+is multiplied by the plan's factors, and weights that a repair gave new values have these. Each kept
+layer of the written model gets what the same layer of the source got, times the one number that the
+fold leaves on the stream there, and must give what the layer of the source gives, times that number;
+so must the embeddings, and the head its logits. That is the whole model step by step, so that
+neither roundings nor a router's choice add up over the depth, and a factor that is missing shows
+where it is missing. Nothing here asks which tensors were edited.
 
 Letters: t tokens, d channels. One layer of one model is in memory at a time.
 """
@@ -23,7 +23,9 @@ import torch
 from prunecomp.calibration.view import PlannedModel
 from prunecomp.checkpoint.layout import TORCH_DTYPES
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.sidecar import sources_of
 from prunecomp.errors import VerificationError
+from prunecomp.fold import repairs_by_hand
 from prunecomp.plan import PrunePlan
 from prunecomp.progress import Progress
 
@@ -183,6 +185,8 @@ class _Comparison:
         self.plan, self.written_files = plan, written
         dtype = _stored_dtype(source)
         self.source = _Side(source, dtype, wide=wide)
+        repairs = repairs_by_hand(plan, source.family, tied=source.tied)
+        self.source.weights.apply(repairs, sources_of(source, plan))
         self.written = _Side(written, _stored_dtype(written), wide=wide)
         changed = _stored_dtype(written) != dtype
         # Layers that read the stream without a norm have readers that are scaled, and so rounded.

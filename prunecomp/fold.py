@@ -161,8 +161,8 @@ class TensorEdit:
         """Why the value is not finite."""
         if not _all_finite(tensor):
             return CheckpointError(
-                f"{self.replaces} holds NaN or infinity, so the model gives no numbers; restore the "
-                "file, or repeat the merge or conversion that made it"
+                f"{self.replaces} holds NaN or infinity, so the model gives no numbers; restore "
+                "the file, or repeat the merge or conversion that made it"
             )
         narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
         advice = "use --fold downstream or bfloat16" if narrow else "no dtype holds it; plan anew"
@@ -300,11 +300,32 @@ def compile_edits(
         if part is not None:
             raise PlanError(_quantised(number, name))
         repair = plan.rounds[number].repair
-        sources = repair.sources(weight)
-        if len(sources) == 1:
-            edits.append(TensorEdit(sources[0], target, scale, offset, name))
-        else:
-            edits.append(JoinedEdit(sources, target, name, repair, scale, offset))
+        edits.append(_rewritten(repair, weight, name, target, scale, offset))
+    return tuple(edits)
+
+
+def _rewritten(
+    repair: Repair, weight: str, name: str, target: str, scale: float, offset: bool
+) -> Edit:
+    """Puts the new value of `weight` in the place of `name`."""
+    sources = repair.sources(weight)
+    if len(sources) == 1:
+        return TensorEdit(sources[0], target, scale, offset, name)
+    return JoinedEdit(sources, target, name, repair, scale, offset)
+
+
+def repairs_by_hand(plan: PrunePlan, family: ModelFamily, *, tied: bool) -> tuple[Edit, ...]:
+    """New values of weights as they are where no factor is folded: in the source, by its names."""
+    edits, weights = [], {weight for r in plan.rounds for weight in r.repair.weights}
+    for weight in sorted(weights):
+        number = plan.rewritten(weight)
+        assert number is not None
+        before = replace(plan, rounds=plan.rounds[: number + 1])
+        scale = 1.0 / _scale(family, before, weight, tied=tied)
+        relative = (family.layer_of(weight) or (0, weight))[1]
+        offset = scale != 1.0 and relative in family.unit_offset
+        repair = plan.rounds[number].repair
+        edits.append(_rewritten(repair, weight, weight, weight, scale, offset))
     return tuple(edits)
 
 

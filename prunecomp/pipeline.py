@@ -23,6 +23,7 @@ from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
 from prunecomp.rewrite import rewrite_model
 from prunecomp.selection import check_recipe, select
+from prunecomp.sizes import parse_bytes
 from prunecomp.verify import check_source_model
 
 if TYPE_CHECKING:
@@ -331,15 +332,14 @@ def apply_plan(
         UsageError: `output` exists or cannot be written.
         VerificationError: what was written does not load as what was planned.
     """
-    from prunecomp.device import parse_bytes
-
+    limit = None if max_memory is None else parse_bytes(max_memory, option="--max-memory")
     source_parameters = checkpoint.dense.parameters(checkpoint)
     with output_directory(
         output, overwrite=overwrite, source=checkpoint.path, note=progress.say
     ) as partial:
         done = rewrite_model(
             checkpoint, plan, partial, progress=progress, compare=compare,
-            max_memory=None if max_memory is None else parse_bytes(max_memory),
+            max_memory=limit,
         )  # fmt: skip
         written = Written(
             output, sorted([*done.files, "README.md", MANIFEST_FILE]), done.parameters,
