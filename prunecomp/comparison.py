@@ -3,10 +3,10 @@
 A few tokens go through the unedited source, layer by layer; where layers were removed, the stream
 is multiplied by the plan's factors, and weights that a repair gave new values have these. Each kept
 layer of the written model gets what the same layer of the source got, times the one number that the
-fold leaves on the stream there, and must give what the layer of the source gives, times that number;
-so must the embeddings, and the head its logits. That is the whole model step by step, so that
-neither roundings nor a router's choice add up over the depth, and a factor that is missing shows
-where it is missing. Nothing here asks which tensors were edited.
+fold leaves on the stream there, and must give what the layer of the source gives, times that
+number; so must the embeddings, and the head its logits. That is the whole model step by step, so
+that neither roundings nor a router's choice add up over the depth, and a factor that is missing
+shows where it is missing. Nothing here asks which tensors were edited.
 
 Letters: t tokens, d channels. One layer of one model is in memory at a time.
 """

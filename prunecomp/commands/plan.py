@@ -79,9 +79,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
 
         def keep_tokens(calibration) -> None:
             if args.save_tokens:  # written now, but there only when the plan is
-                file = output_file(
-                    args.save_tokens, overwrite=args.overwrite, note=progress.say
-                )
+                file = output_file(args.save_tokens, overwrite=args.overwrite, note=progress.say)
                 save_tokens(calibration, stack.enter_context(file))
 
         plan = pipeline.make_plan(
