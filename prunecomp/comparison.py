@@ -183,12 +183,14 @@ class _Comparison:
         self, source: Checkpoint, written: Checkpoint, plan: PrunePlan, wide: bool
     ) -> None:
         self.plan, self.written_files = plan, written
-        dtype = _stored_dtype(source)
+        dtype, other = _stored_dtype(source), _stored_dtype(written)
+        changed = other != dtype
+        if wide and changed:  # tables that models compute, of rotary embeddings, are rounded to it
+            dtype = other = torch.float32
         self.source = _Side(source, dtype, wide=wide)
         repairs = repairs_by_hand(plan, source.family, tied=source.tied)
         self.source.weights.apply(repairs, sources_of(source, plan))
-        self.written = _Side(written, _stored_dtype(written), wide=wide)
-        changed = _stored_dtype(written) != dtype
+        self.written = _Side(written, other, wide=wide)
         # Layers that read the stream without a norm have readers that are scaled, and so rounded.
         rounded = _ALL_ROUNDED if changed or source.family.readers else _WRITERS_ROUNDED
         self._margin = rounded if wide else _ALL_ROUNDED
@@ -228,13 +230,22 @@ class _Comparison:
         slack = self._computed[1] * hidden.double().norm() * left
         error = float(((found - after * left).double().norm() - slack).clamp_min(0) / added)
         tolerance = (
-            self._margin * _rounding(self.written_files, position)
+            self._margin * self._rounding(position, original)
             * _offset(self.written_files, position) + self._computed[0]
         )  # fmt: skip
         if added and not error <= tolerance:
             raise _differs(f"layer {position} (layer {original} of the source)", error, tolerance)
         self.layers = max(self.layers, error if added else 0.0)
         return after
+
+    def _rounding(self, position: int, original: int) -> float:
+        """Of a layer that is kept; in the source, new values are rounded to its own dtype."""
+        found = _rounding(self.written_files, position)
+        names = (weight for r in self.plan.rounds for weight in r.repair.weights)
+        located = map(self.source.checkpoint.family.layer_of, names)
+        if any(where is not None and where[0] == original for where in located):
+            found = max(found, _rounding(self.source.checkpoint, original))
+        return found
 
     def head(self, ids: torch.Tensor, hidden: torch.Tensor, left: float) -> float:
         """Compares the logits behind `hidden`, and returns their difference."""
