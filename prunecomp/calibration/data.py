@@ -70,11 +70,6 @@ class CalibrationSet:
         return counted
 
     @property
-    def counted(self) -> torch.Tensor:
-        """Which tokens enter means and losses: [samples, tokens] bool."""
-        return torch.ones(self.input_ids.shape, dtype=torch.bool)
-
-    @property
     def sha256(self) -> str:
         """Digest of shape and tokens (little-endian int64), and of which count if not all do."""
         digest = hashlib.sha256(str(tuple(self.input_ids.shape)).encode())
