@@ -2,7 +2,7 @@
 
 A source is named by one string:
 
-* a built-in name: ``python-stdlib`` (offline), ``wikitext-2``, ``c4`` (from the hub);
+* a built-in name: ``python-stdlib``, ``prose`` (offline), ``wikitext-2``, ``c4`` (from the hub);
 * a ``.txt`` file; a ``.jsonl`` file with one object per line (`TextSource.field` names the text);
 * a ``.safetensors`` file that holds ``input_ids`` [samples, tokens], to repeat a run exactly;
 * the id of a data set on the hub, with `config`, `split` and `field`.
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from prunecomp.calibration import python_stdlib
+from prunecomp.calibration import prose, python_stdlib
 from prunecomp.errors import MissingDependencyError, UsageError
 from prunecomp.registry import did_you_mean
 
@@ -46,7 +46,9 @@ HUB_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }  # fmt: skip
-BUILT_IN = ("python-stdlib", *HUB_PRESETS)
+#: Built-in names of whole documents that are on this machine.
+OFFLINE = {"python-stdlib": python_stdlib, "prose": prose}
+BUILT_IN = (*OFFLINE, *HUB_PRESETS)
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -113,7 +115,7 @@ def load_tokens(
 
     Raises:
         UsageError: the source is missing, malformed, empty, or shorter than one sample.
-        MissingDependencyError: a hub data set without the ``datasets`` package.
+        MissingDependencyError: a hub data set, or ``prose``, without the package for it.
     """
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
@@ -134,8 +136,9 @@ def load_tokens(
     # A few times what is needed leaves the choice of windows something to choose from, and
     # spares tokenising the rest of a large corpus.
     enough = 4 * samples * seq_len
-    if source.name == "python-stdlib":
-        stream = _stdlib_stream(tokenizer_dir, held_out, generator, enough)
+    if source.name in OFFLINE:
+        found = OFFLINE[source.name].documents("held-out" if held_out else "train")
+        stream = _document_stream(tokenizer_dir, [t for _, t in found], generator, enough)
     else:
         text = "\n\n".join(_texts(source, enough * 8, held_out=held_out))
         if not text.strip():
@@ -220,12 +223,11 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _stdlib_stream(
-    directory: Path, held_out: bool, generator: torch.Generator, enough: int
+def _document_stream(
+    directory: Path, texts: list[str], generator: torch.Generator, enough: int
 ) -> list[int]:
-    """Whole files in random order, each after an end-of-text token where there is one."""
+    """Whole documents in random order, each after an end-of-text token where there is one."""
     tokenizer = _tokenizer(directory)
-    texts = [t for _, t in python_stdlib.documents("held-out" if held_out else "train")]
     order = torch.randperm(len(texts), generator=generator).tolist()
     start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
