@@ -74,8 +74,8 @@ def add_text(text: argparse._ArgumentGroup) -> None:
     """What the model reads."""
     text.add_argument(
         "--calibration", default="python-stdlib", metavar="SOURCE",
-        help="python-stdlib, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with input_ids, "
-        "or a hub data set OWNER/NAME (default: python-stdlib)",
+        help="python-stdlib, prose, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with "
+        "input_ids, or a hub data set OWNER/NAME (default: python-stdlib)",
     )  # fmt: skip
     text.add_argument(
         "--calibration-field", default="text", metavar="KEY", help="field of the text"
