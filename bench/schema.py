@@ -15,10 +15,11 @@ from typing import Any
 from bench.conditions import Environment, Settings
 from bench.quantities import Estimate, Percentiles, Ratio, Spread
 from bench.records import parse, plain, read_document
-from prunecomp.errors import UsageError
+from prunecomp.errors import UsageError, brief
 
 SCHEMA_VERSION = 1
 KIND = "prunecomp-bench"
+_HINT = "give the report.json that `bench` wrote"
 
 
 @dataclass(frozen=True)
@@ -344,17 +345,36 @@ def from_json(document: Mapping[str, Any], *, name: str = "report") -> Report:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{name}: has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            f"{name}: has schema version {brief(version)}, this program reads {SCHEMA_VERSION}; "
             "use the version of prunecomp that wrote it"
         )
     rest = {k: v for k, v in document.items() if k not in {"kind", "schema_version"}}
-    report = parse(Report, rest, name)
+    report = parse(Report, rest, name, hint=_HINT)
+    _check_names(report, name)
+    return report
+
+
+def _check_names(report: Report, name: str) -> None:
+    """Refuses rows that speak of a model or a mix that the report does not describe."""
     known = {model.id for model in report.models}
     for what in ("serving", "offline", "memory", "ceiling", "summary"):
         for row in getattr(report, what):
             if row.model not in known:
-                raise UsageError(f"{name}: {what} tells of {row.model!r}, which is no model of it")
-    return report
+                raise UsageError(
+                    f"{name}: {what} tells of {brief(row.model)}, which is no model of it; {_HINT}"
+                )
+    mixes = {mix.name for mix in report.settings.mixes}
+    for row in report.serving:
+        load = {"closed": row.concurrency, "open": row.request_rate}.get(row.mode)
+        if row.mix not in mixes:
+            raise UsageError(
+                f"{name}: serving tells of the mix {brief(row.mix)}, which is not in its settings; "
+                f"{_HINT}"
+            )
+        if load is None:
+            raise UsageError(
+                f"{name}: serving of the mode {brief(row.mode)} says nothing of its load; {_HINT}"
+            )
 
 
 def read_report(path: Path) -> Report:
@@ -363,7 +383,5 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: there is none that can be read.
     """
-    file, document = read_document(
-        path, "report.json", hint="give the report.json that `bench` wrote"
-    )
+    file, document = read_document(path, "report.json", hint=_HINT)
     return from_json(document, name=str(file))

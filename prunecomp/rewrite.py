@@ -22,6 +22,7 @@ from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
 from prunecomp.fold import TensorEdit, compile_edits
 from prunecomp.plan import PrunePlan
+from prunecomp.plan_checks import check_plan
 from prunecomp.progress import Progress
 from prunecomp.verify import check_written, model_of
 
@@ -155,6 +156,9 @@ def rewrite_model(
         edits = tuple(TensorEdit(name, name) for name in checkpoint)
     else:
         kept = plan.kept
+        check_plan(
+            plan, checkpoint.family, checkpoint.num_hidden_layers, tied=checkpoint.tied
+        )  # fmt: skip
         check_source(checkpoint, plan, read=False)
         edits = compile_edits(
             plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held

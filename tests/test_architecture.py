@@ -26,6 +26,7 @@ ROWS = [
     {"registry"},
     {"plan", "families"},
     {"fold"},
+    {"plan_checks"},
     {"checkpoint"},
     {"calibration"},
     {"metrics", "compensators", "verify", "comparison"},

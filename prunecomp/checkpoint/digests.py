@@ -11,10 +11,13 @@ read again. What is remembered is in the user's cache directory and may be delet
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
 from pathlib import Path
+
+from prunecomp.json_files import parse_json, read_bytes
 
 #: Smaller files are read as fast as looked up.
 SMALLEST_BYTES = 16 << 20
@@ -25,6 +28,12 @@ _FINITE = "finite:"
 _SETTLED_NS = 2 * 10**9
 
 
+def file_sha256(path: Path) -> str:
+    """The digest, read from the file; hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _place() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "prunecomp" / "sha256.json"
@@ -32,7 +41,7 @@ def _place() -> Path:
 
 def _known() -> dict[str, str]:
     try:
-        found = json.loads(_place().read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(_place()))
     except (OSError, ValueError, RuntimeError):  # the last: there is no home
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.console import print_result
+from prunecomp.errors import printable
 from prunecomp.progress import Progress
 
 if TYPE_CHECKING:
     from prunecomp.checkpoint.reader import Checkpoint
+    from prunecomp.plan import PrunePlan
 
 MODEL_HELP = "model directory, or hub repository OWNER/NAME[@REVISION]"
 
@@ -77,6 +79,33 @@ def open_model(model: str, *, ahead: bool = False) -> Checkpoint:
     return Checkpoint(directory)
 
 
+def read_prefix(path: Path, rounds: int | None) -> PrunePlan:
+    """The plan in a file; only its first rounds where a number of them is given."""
+    from prunecomp.plan import read_plan
+
+    plan = read_plan(path)
+    return plan if rounds is None else plan.prefix(rounds)
+
+
+def check_planned(plan: PrunePlan, checkpoint: Checkpoint, path: Path) -> None:
+    """Refuses the plan in a file that could not have been made for this model."""
+    from prunecomp.plan_checks import check_plan
+
+    check_plan(
+        plan, checkpoint.family, checkpoint.num_hidden_layers, tied=checkpoint.tied, where=str(path)
+    )
+
+
+def planned_notes(plan: PrunePlan, checkpoint: Checkpoint, progress: Progress) -> list[str]:
+    """What is not as it was when the plan was made, and makes no difference to the weights."""
+    from prunecomp.checkpoint.tokenizer_files import tokenizer_notes
+
+    notes = tokenizer_notes(checkpoint.path, plan.source.tokenizer_sha256)
+    for note in notes:
+        progress.say(f"note: {note}")
+    return notes
+
+
 def name_of(model: str) -> str:
     """What a plan and a card call the model: as the user does, and `.` by its directory's name."""
     nameless = Path(model).name in {"", ".."}
@@ -86,5 +115,9 @@ def name_of(model: str) -> str:
 def print_document(
     args: argparse.Namespace, document: Mapping[str, Any], lines: Sequence[str]
 ) -> None:
-    """The result, as the user wants it: as JSON, or as lines to read."""
-    print_result(json.dumps(document, indent=2) if args.json else "\n".join(lines))
+    """The result, as the user wants it: as JSON, or as lines to read.
+
+    Names in the lines come from files, and may hold anything.
+    """
+    shown = json.dumps(document, indent=2) if args.json else "\n".join(map(printable, lines))
+    print_result(shown)

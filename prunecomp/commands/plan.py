@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from prunecomp.commands.base import (
     print_document,
 )
 from prunecomp.distributed import is_first
-from prunecomp.errors import UsageError
+from prunecomp.errors import PlanError, UsageError
 from prunecomp.progress import Progress
 
 
@@ -39,7 +39,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _write_json(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
     from prunecomp.checkpoint.output import write_text
 
-    write_text(path, json.dumps(document, indent=2) + "\n", overwrite=overwrite)
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n", overwrite=overwrite)
 
 
 def _check_files(args: argparse.Namespace, model: Path) -> bool:
@@ -58,6 +58,15 @@ def _check_files(args: argparse.Namespace, model: Path) -> bool:
             )
         check_output_file(args.save_tokens, overwrite=args.overwrite, source=model)
     return replace
+
+
+@contextlib.contextmanager
+def _naming(resume: Path | None) -> Iterator[None]:
+    """Puts the file that is continued in front of what is wrong with it."""
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(f"{resume}: {error}") from error
 
 
 def _run(args: argparse.Namespace, progress: Progress) -> int:
@@ -89,9 +98,10 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
                 output_file(args.save_tokens, overwrite=args.overwrite, note=progress.say)
             )
             save_tokens(pipeline.load_texts(checkpoint, request)[0], file)
-        plan = pipeline.make_plan(
-            checkpoint, request, name=name, progress=progress, resume=resume, on_round=save
-        )
+        with _naming(args.resume):
+            plan = pipeline.make_plan(
+                checkpoint, request, name=name, progress=progress, resume=resume, on_round=save
+            )
         _write_json(args.output, plan.to_json(), overwrite=replace)
     print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
     return 0
