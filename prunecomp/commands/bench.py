@@ -154,12 +154,21 @@ def _add_accuracy(accuracy: argparse._ArgumentGroup) -> None:
         "--tasks",
         default="quick",
         metavar="NAME[,...]",
-        help="quick, paper-qa, mmlu, tasks of lm-eval (default: quick)",
+        help="quick, plain, speech, paper-qa, mmlu, tasks of lm-eval (default: quick)",
     )
     accuracy.add_argument("--include-path", type=Path, action="append", default=[], metavar="DIR",
                           help="of local tasks; repeatable")  # fmt: skip
     accuracy.add_argument("--limit", type=float, metavar="N", help="items per task")
     accuracy.add_argument("--num-fewshot", type=int, metavar="N", help="examples in each prompt")
+    accuracy.add_argument("--text", action="append", metavar="SOURCE",
+                          help="to measure perplexity on, as --calibration of compress names it; "
+                          "of a built-in one its held-out part; repeatable; none for none "
+                          "(default: python-stdlib)")  # fmt: skip
+    accuracy.add_argument("--text-samples", type=count, default=64, metavar="N",
+                          help="windows of each text (default: 64)")  # fmt: skip
+    accuracy.add_argument("--text-seq-len", type=count, metavar="T",
+                          help="tokens of a window (default: half the model's context, at most "
+                          "2048)")  # fmt: skip
     accuracy.add_argument("--accuracy-engine", default="hf", metavar="NAME",
                           help="hf or vllm (default: hf)")  # fmt: skip
     accuracy.add_argument(
@@ -222,6 +231,7 @@ def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...
     asked = accuracy.Request(
         tasks=tuple(args.tasks.split(",")), engine=args.accuracy_engine, device=device,
         include_path=tuple(args.include_path), limit=args.limit, num_fewshot=args.num_fewshot,
+        texts=_texts(args.text), text_samples=args.text_samples, text_seq_len=args.text_seq_len,
         engine_args=_of_lm_eval(args, engine_args) if args.accuracy_engine == "vllm" else {},
     )  # fmt: skip
     accuracy.check(asked)
@@ -237,6 +247,13 @@ def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...
         return found.accuracy
 
     return measure
+
+
+def _texts(named: list[str] | None) -> tuple[str, ...]:
+    """What ``--text`` names; each once."""
+    if named is None:
+        return ("python-stdlib",)
+    return tuple(dict.fromkeys(name for name in named if name != "none"))
 
 
 def _of_lm_eval(args: argparse.Namespace, engine_args: tuple[str, ...]) -> dict[str, Any]:
