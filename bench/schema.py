@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import Environment, Settings
+from bench.conditions import Environment, Prompt, Settings
 from bench.quantities import Estimate, Percentiles, Ratio, Spread
 from bench.records import parse, plain, read_document
 from prunecomp.errors import UsageError, brief
@@ -258,6 +258,33 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one model said; `finished` where it ended by itself and was not cut off."""
+
+    model: str
+    text: str
+    output_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, and the answers in the order of the models; one that failed gave none."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the models say, greedily; `chat` where the prompts went through a chat template."""
+
+    chat: bool
+    max_tokens: int
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
 class FrontierPoint:
     """One depth; `ratio` is its perplexity over that of the base."""
 
@@ -321,6 +348,7 @@ class Report:
     memory: tuple[Memory, ...] = ()
     ceiling: tuple[Ceiling, ...] = ()
     accuracy: Accuracy | None = None
+    answers: Answers | None = None
     frontier: Frontier | None = None
     summary: tuple[Summary, ...] = ()
     failures: tuple[Failure, ...] = ()

@@ -80,7 +80,7 @@ def _tasks(args: argparse.Namespace) -> Request | None:
         return None
     return Request(
         tasks=tuple(names.split(",")), include_path=tuple(args.include_path), limit=args.limit,
-        device=args.device, text=None,
+        device=args.device, texts=(),
     )  # fmt: skip
 
 
