@@ -6,8 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunecomp.plan import PrunePlan
+
+if TYPE_CHECKING:
+    from prunecomp.checkpoint.converted import Converted
 
 _TEMPLATE = """\
 # {short} without {removed_count} of {depth} layers
@@ -23,7 +27,7 @@ prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It 
 | metric, strategy | {metric}, {strategy} |
 | compensation | {compensation} |
 | calibration | {calibration} |
-{sizes}
+{sizes}{source}
 ## Perplexity
 
 {perplexity}
@@ -46,7 +50,7 @@ _PLAIN = """\
 
 This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No layer was removed.
 `prunecomp.json` says how it was made.
-"""
+{source}"""
 
 _CHECKPOINT = "checkpoint: stock transformers and vLLM load it"
 _AGAIN = "`cli.py apply SOURCE prunecomp.json --output DIR` repeats this\ndirectory byte for byte."
@@ -123,10 +127,15 @@ def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -
     )
 
 
+def _source(converted: Converted | None) -> str:
+    """A paragraph on the file that the source was converted from."""
+    return "" if converted is None else f"\n{converted.told()} (SHA-256 `{converted.sha256}`).\n"
+
+
 def model_card(
     plan: PrunePlan, *, origin: Origin, parameters: tuple[int, int] | None = None,
     nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
-    library: str = "transformers", tags: Sequence[str] = (),
+    library: str = "transformers", tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a compressed model.
 
@@ -137,6 +146,7 @@ def model_card(
         again: how it is made again.
         library: that loads it, as the hub calls it.
         tags: further ones.
+        converted: what the source was converted from, if it was.
     """
     recipe, calibration = plan.recipe, plan.calibration
     folded = "" if recipe.compensation == "none" else f", folded {recipe.fold}"
@@ -159,6 +169,7 @@ def model_card(
             f"seed {calibration.seed}"
         ),
         sizes=_sizes(parameters, nbytes),
+        source=_source(converted),
         perplexity=_perplexity(plan),
         rounds="\n".join(
             f"| {n} | {', '.join(map(str, r.removed))} | {r.factor:.6f} |"
@@ -169,23 +180,27 @@ def model_card(
 
 def plain_card(
     name: str, model_type: str, *, origin: Origin, kind: str, library: str,
-    tags: Sequence[str] = (),
+    tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a model that was only converted; arguments as in `model_card`."""
-    text = _PLAIN.format(short=_short(name), name=name, model_type=model_type, kind=kind)
+    text = _PLAIN.format(
+        short=_short(name), name=name, model_type=model_type, kind=kind, source=_source(converted)
+    )
     return _front_matter(origin, library, ["prunecomp", *tags]) + text
 
 
 def export_card(
     plan: PrunePlan | None, *, name: str, model_type: str, format: str, origin: Origin,
-    library: str = "transformers",
+    library: str = "transformers", converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of an exported model; `plan` is what it went through, if anything."""
     if format == "safetensors":
         kind, tags = _CHECKPOINT, []
     else:
         kind, tags = f"model in {format} format: what loads that format loads it", [format]
-    common = {"origin": origin, "kind": kind, "library": library, "tags": tags}
+    common = {
+        "origin": origin, "kind": kind, "library": library, "tags": tags, "converted": converted,
+    }  # fmt: skip
     if plan is None:
         return plain_card(name, model_type, **common)
     again = "`prunecomp.json` also has\nthe settings of the export."

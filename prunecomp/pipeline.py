@@ -17,7 +17,7 @@ from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import NumericError, PlanError, UsageError
 from prunecomp.fold import choose_fold
 from prunecomp.hub import is_repository
-from prunecomp.manifest import MANIFEST_FILE, versions, write_manifest
+from prunecomp.manifest import MANIFEST_FILE, converted_facts, versions, write_manifest
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.progress import Progress
@@ -310,7 +310,7 @@ def apply_plan(
         VerificationError: what was written does not load as what was planned.
     """
     source_parameters = checkpoint.dense.parameters(checkpoint)
-    with output_directory(output, overwrite=overwrite, source=checkpoint.path) as partial:
+    with output_directory(output, overwrite=overwrite, source=checkpoint.home) as partial:
         done = rewrite_model(checkpoint, plan, partial, progress=progress)
         written = Written(
             output, sorted([*done.files, "README.md", MANIFEST_FILE]), done.parameters,
@@ -321,9 +321,13 @@ def apply_plan(
             origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
             parameters=(done.parameters, source_parameters),
             nbytes=(done.nbytes, checkpoint.index.nbytes),
+            converted=checkpoint.converted,
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
-        write_manifest(partial, plan, checks=done.checks, edited_tensors=done.edited_tensors)
+        write_manifest(
+            partial, plan, checks=done.checks, edited_tensors=done.edited_tensors,
+            **converted_facts(checkpoint),
+        )  # fmt: skip
     return written
 
 

@@ -28,7 +28,7 @@ ROWS = [
     {"fold"},
     {"checkpoint"},
     {"calibration"},
-    {"metrics", "compensators", "verify"},
+    {"metrics", "compensators", "verify", "gguf"},
     {"selection", "rewrite", "memory"},
     {"machine"},
     {"pipeline"},

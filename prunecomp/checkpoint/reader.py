@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from prunecomp.checkpoint import digests
+from prunecomp.checkpoint.converted import read_record
 from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.index import CheckpointIndex, read_json
 from prunecomp.errors import CheckpointError, UnsupportedModelError
@@ -28,6 +28,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     Attributes:
         path: the directory.
+        home: what the user named: the directory, or the file that it was converted from.
+        converted: what it was converted from; None for a directory that is its own source.
         config: config.json as it stands.
         family: the architecture's description, with the names that the files use.
         layers_path: of the list of layers in transformers' module tree.
@@ -36,8 +38,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dense: the same model by logical weights, dequantised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, home: Path | None = None) -> None:
         """Opens the directory and checks it against its config, without reading weights.
+
+        Args:
+            home: what the user named, if not the directory itself.
 
         Raises:
             CheckpointError: missing, damaged or inconsistent.
@@ -50,7 +55,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(f"{path}: cannot read the directory; check its permissions")
         if not (path / CONFIG_FILE).is_file():
             raise CheckpointError(f"{path}: has no {CONFIG_FILE}; name a model directory")
-        self.path = path
+        self.path, self.home = path, home or path
+        self.converted = read_record(path)
         self.config: dict[str, Any] = read_json(path / CONFIG_FILE)
         if not isinstance(self.config, dict):
             raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
@@ -154,12 +160,17 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self.index)
 
     def sha256(self) -> dict[str, str]:
-        """Digest of config.json and of each weight file, as ``{file name: hex}``; read once."""
+        """Digest of config.json and of each weight file, as ``{file name: hex}``; read once.
+
+        Of a converted model it is that of the file that it was converted from.
+        """
+        if self.converted is not None:
+            return self.converted.digests
         known = self.known_sha256()
         unread = [path for path in self._hashed() if known[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            for path, digest in zip(unread, pool.map(_file_sha256, unread), strict=True):
+            for path, digest in zip(unread, pool.map(digests.read_sha256, unread), strict=True):
                 self.learn_sha256(path.name, digest)
         return {path.name: self._sha256[path.name] for path in self._hashed()}
 
@@ -168,8 +179,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def known_sha256(self) -> dict[str, str | None]:
         """The same, of which the weight files' are None that nobody has computed yet."""
+        if self.converted is not None:
+            return dict(self.converted.digests)
         if not self._stamps:
-            self._sha256[CONFIG_FILE] = _file_sha256(self.path / CONFIG_FILE)
+            self._sha256[CONFIG_FILE] = digests.read_sha256(self.path / CONFIG_FILE)
             for path in self._hashed():
                 self._stamps[path.name] = digests.stamp(path)
                 if (known := digests.recall(path)) is not None:
@@ -180,8 +193,3 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Takes the digest of a file from whoever has read all of it, after `known_sha256`."""
         self._sha256[file] = digest
         digests.remember(self.path / file, digest, read_as=self._stamps[file])
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,8 +26,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     plan = read_plan(args.plan)
     if args.rounds is not None:
         plan = plan.prefix(args.rounds)
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         check_source(checkpoint, plan)
         print_document(args, {"dry_run": True, "plan": plan.to_json()}, plan_lines(plan))

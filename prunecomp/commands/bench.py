@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import thresholds
 from bench.engines import ENGINES
 from prunecomp.commands._request import count
-from prunecomp.commands.base import MODEL_HELP, Command, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, model_directory, print_document
 from prunecomp.errors import PruneCompError, ThresholdError, UsageError
 from prunecomp.progress import Progress
 
@@ -252,17 +252,16 @@ def _frontier(path: Path | None) -> Any:
     return read_frontier(path)
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace, progress: Progress) -> Request:
     import torch
 
     from bench.run import Request
-    from prunecomp.hub import local_directory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = _settings(args, device)
     return Request(
-        base=local_directory(args.base).resolve(),
-        pruned=tuple(local_directory(name).resolve() for name in args.pruned),
+        base=model_directory(args.base, progress).resolve(),
+        pruned=tuple(model_directory(name, progress).resolve() for name in args.pruned),
         output=args.output, settings=settings, command=tuple(sys.argv), device=device,
         port=args.port, startup_timeout_s=args.startup_timeout, one_at_a_time=args.one_at_a_time,
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
@@ -305,7 +304,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from bench.report import write
 
     limits = thresholds.from_arguments(args)
-    request = _request(args)
+    request = _request(args, progress)
     report = run.execute(request, run.prepare(request, progress))
     written = [str(path) for path in write(report, args.output)]
     missed = thresholds.check(report, limits)

@@ -98,7 +98,7 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
     """Adds the model card and the manifest."""
     from prunecomp.card import export_card, origin_of
     from prunecomp.hub import is_repository
-    from prunecomp.manifest import plan_of, write_manifest
+    from prunecomp.manifest import converted_facts, plan_of, write_manifest
 
     before = plan_of(source.checkpoint.path)
     plan = source.plan or before
@@ -107,16 +107,21 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
         base = plan.source.name
     if base is None and is_repository(args.model):
         base = args.model
-    name = base or Path(os.path.realpath(args.model)).name  # where it lies is nobody's business
+    converted = source.checkpoint.converted
+    # where it lies is nobody's business
+    name = base or (converted.file if converted else Path(os.path.realpath(args.model)).name)
     card = export_card(
         plan, name=name, model_type=source.checkpoint.family.model_type, format=args.format,
         origin=origin_of(source.checkpoint.path, base),
-        library=EXPORTERS.get(args.format).library,
+        library=EXPORTERS.get(args.format).library, converted=converted,
     )  # fmt: skip
     (target / "README.md").write_text(card, encoding="utf-8")
     # of a compressed model that was compressed again, the first plan stays beside the second
     earlier = {"source_plan": before.to_json()} if source.plan and before else {}
-    write_manifest(target, plan, export={"format": args.format, **facts}, **earlier)
+    write_manifest(
+        target, plan, export={"format": args.format, **facts}, **earlier,
+        **converted_facts(source.checkpoint),
+    )  # fmt: skip
 
 
 def _lines(args: argparse.Namespace, facts: Mapping[str, Any]) -> list[str]:
@@ -140,13 +145,13 @@ def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan |
     if plan is not None:
         check_source(checkpoint, plan)
     document = {
-        "dry_run": True, "model": str(checkpoint.path), "format": args.format,
+        "dry_run": True, "model": str(checkpoint.home), "format": args.format,
         "bytes_to_read": checkpoint.index.nbytes, "output": str(args.output),
         "plan": None if plan is None else plan.to_json(),
     }  # fmt: skip
     removed = "" if plan is None else f" without layers {', '.join(map(str, plan.removed))}"
     print_document(args, document, [
-        f"would export {checkpoint.path} ({checkpoint.family.model_type}, "
+        f"would export {checkpoint.home} ({checkpoint.family.model_type}, "
         f"{checkpoint.index.nbytes:,} bytes of weights){removed}",
         f"as {args.format}, and write {args.output}",
     ])  # fmt: skip
@@ -163,13 +168,13 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         check_upload(args.push_to_hub)
     elif args.private:
         raise UsageError("--private is about the repository of --push-to-hub; add that")
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         _dry_run(args, checkpoint, plan)
         return 0
     source = Source(checkpoint, plan)
-    with output_directory(args.output, overwrite=args.overwrite, source=checkpoint.path) as target:
+    with output_directory(args.output, overwrite=args.overwrite, source=checkpoint.home) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)
     document: dict[str, Any] = {"output": str(args.output), "format": args.format, "facts": facts}
