@@ -61,26 +61,28 @@ def _check_vocabulary(header: GgufHeader) -> None:
     tokens = metadata.get(_TOKENS)
     if metadata.get("tokenizer.ggml.model") in _NO_VOCABULARY or not tokens:
         raise CheckpointError(
-            f"{where}: has tokens without a vocabulary (tokenizer.ggml.model and {_TOKENS}); take a "
-            "file with one"
+            f"{where}: has tokens without a vocabulary (tokenizer.ggml.model and {_TOKENS}); take "
+            "a file with one"
         )
-    if not isinstance(tokens, list) or not isinstance(tokens[0], str):
-        raise _odd(where, _TOKENS, "no list of tokens")
-    for key, kind in (("scores", float), ("token_type", int), ("merges", str)):
-        found = metadata.get(f"tokenizer.ggml.{key}")
+    for key, kind in (("tokens", str), ("scores", float), ("token_type", int), ("merges", str)):
+        name = f"tokenizer.ggml.{key}"
+        found = metadata.get(name)
         if found is None:
             continue
         if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
-            raise _odd(where, f"tokenizer.ggml.{key}", "no list of the kind that it should be")
+            raise _odd(where, name, "no list of the kind that it should be")
         if key != "merges" and len(found) != len(tokens):
-            raise _odd(
-                where, f"tokenizer.ggml.{key}", f"{len(found)} long for {len(tokens)} tokens"
-            )
+            raise _odd(where, name, f"{len(found)} long for {len(tokens)} tokens")
+    _check_special_tokens(header, len(tokens))
+
+
+def _check_special_tokens(header: GgufHeader, count: int) -> None:
+    where, metadata = header.path, header.metadata
     for key, number in metadata.items():
         if re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key) and not (
-            type(number) is int and 0 <= number < len(tokens)
+            type(number) is int and 0 <= number < count
         ):
-            raise _odd(where, key, f"{number!r}, and there are {len(tokens)} tokens")
+            raise _odd(where, key, f"{number!r}, and there are {count} tokens")
     for key in ("add_bos_token", "add_eos_token"):
         if not isinstance(metadata.get(f"tokenizer.ggml.{key}", False), bool):
             raise _odd(where, f"tokenizer.ggml.{key}", "neither true nor false")

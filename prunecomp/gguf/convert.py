@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,7 @@ class Conversion:
         names: of transformers, by those of the file.
         groups: tensors of the file that become one parameter, by its name; in file order.
         shards: what is written.
-        unused: tensors that transformers has no use for.
+        unused: tensors and metadata that transformers has no use for.
     """
 
     header: GgufHeader
@@ -102,9 +101,21 @@ def prepare(header: GgufHeader) -> Conversion:
         elif target is None:
             unused.append(tensor.name)
     _check_complete(header, state, groups)
+    unused += _unread(header, settings["model_type"])
     return Conversion(
         header, model, tokenizer, processor, names, groups, _shards(header, saved), unused
     )
+
+
+def _unread(header: GgufHeader, model_type: str) -> list[str]:
+    """Metadata of the architecture that transformers makes nothing of."""
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+
+    prefix = f"{header.architecture}."
+    known = {**GGUF_CONFIG_MAPPING.get(header.architecture, {})}
+    known |= GGUF_CONFIG_MAPPING.get(model_type, {})
+    own = [key for key in header.metadata if key.startswith(prefix)]
+    return [key for key in own if key.removeprefix(prefix) not in known]
 
 
 def _settings(header: GgufHeader) -> dict[str, Any]:
@@ -160,11 +171,11 @@ def _check_complete(
     for name, parameter in state.items():
         tensors = groups.get(name, [])
         if sum(tensor.numel for tensor in tensors) != parameter.numel():
-            found = ", ".join(f"{t.name} {list(t.shape)}" for t in tensors) or "nothing"
+            found = " and ".join(f"{t.name} {list(t.shape)}" for t in tensors[:2]) or "nothing"
             raise CheckpointError(
-                f"{header.path}: {name} of shape {list(parameter.shape)} would get {found}: "
-                "tensors are missing, or of other sizes than the metadata say; take another file "
-                "of the model"
+                f"{header.path}: for {name} {list(parameter.shape)} it holds {found}; tensors are "
+                "missing, or of other sizes than transformers reads from the metadata; take "
+                "another file of the model"
             )
 
 
@@ -183,10 +194,10 @@ def write(conversion: Conversion, target: Path, progress: Progress) -> None:
         CheckpointError: a weight is not finite, or of another shape than the metadata say.
     """
     model = conversion.model
-    with _by_transformers(conversion.header, "save its config"):
+    with _by_transformers(conversion.header, "save its config and tokenizer"):
         model.config.save_pretrained(target)
         model.generation_config.save_pretrained(target)
-    save_tokenizer(conversion.tokenizer, conversion.header, target)
+        save_tokenizer(conversion.tokenizer, conversion.header, target)
     _write_index(conversion, target)
     with contextlib.ExitStack() as stack:
         places: dict[str, tuple[IO[bytes], int]] = {}

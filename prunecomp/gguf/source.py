@@ -154,10 +154,8 @@ def _say(conversion: Conversion, target: Path, progress: Progress) -> None:
         f"{conversion.nbytes / 1e9:.2f} GB in {target}"
     )
     if conversion.unused:
-        names = ", ".join(conversion.unused[:3]) + ", ..." * (len(conversion.unused) > 3)
-        progress.say(
-            f"note: transformers makes no use of {len(conversion.unused)} tensor(s) of it: {names}"
-        )
+        names = ", ".join(conversion.unused[:6]) + ", ..." * (len(conversion.unused) > 6)
+        progress.say(f"note: transformers makes no use of what the file has in {names}")
 
 
 def _check_room(conversion: Conversion, target: Path, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunecomp.errors import UnsupportedModelError
 from prunecomp.gguf.header import GgufHeader
 
 #: Byte-level vocabularies that begin with a BOS unless the file denies it.
@@ -21,6 +22,11 @@ _BOS_BY_DEFAULT = {
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
     "tekken", "chameleon",
 }  # fmt: skip
+
+#: Words, runs of spaces, numbers, signs and other scripts, where tokenizers differ.
+_PROBE = (
+    "Hello the  world, it's 12345.67!\n\n\tdef f(x):\n    return x  # Größe, 你好, 🙂 HTTPServer"
+)
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -48,15 +54,32 @@ def tokenizer_of(header: GgufHeader) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, header: GgufHeader, target: Path) -> None:
-    """Writes it so that it is read as what it is, by readers of either of its files."""
+    """Writes it, beside a config.json, so that it is read as what it is.
+
+    A class of its own, such as GemmaTokenizer, would take the vocabulary from tokenizer.json and
+    cut texts in its own way, not in that of the file.
+
+    Raises:
+        UnsupportedModelError: transformers has that class for the type of model all the same.
+    """
+    from transformers import AutoTokenizer
+
     tokenizer.save_pretrained(target)
     path = target / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["add_bos_token"], config["add_eos_token"] = (
         tokenizer.add_bos_token,
         tokenizer.add_eos_token,
     )
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    again = AutoTokenizer.from_pretrained(target)
+    if again(_PROBE)["input_ids"] != tokenizer(_PROBE)["input_ids"]:
+        raise UnsupportedModelError(
+            f"{header.path}: its tokenizer is not the one that {header.architecture} models have in "
+            f"transformers ({type(again).__name__}), which would read it wrongly; take another "
+            "file of the model"
+        )
 
 
 def front_matter(metadata: Mapping[str, Any]) -> str:
