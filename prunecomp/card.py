@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,10 @@ def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -
 
 def _source(converted: Converted | None) -> str:
     """A paragraph on the file that the source was converted from."""
-    return "" if converted is None else f"\n{converted.told()} (SHA-256 `{converted.sha256}`).\n"
+    if converted is None:
+        return ""
+    text = f"{converted.told()}. Its SHA-256 is `{converted.sha256}`."
+    return "\n" + textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
 
 
 def model_card(

@@ -24,9 +24,7 @@ _BOS_BY_DEFAULT = {
 }  # fmt: skip
 
 #: Words, runs of spaces, numbers, signs and other scripts, where tokenizers differ.
-_PROBE = (
-    "Hello the  world, it's 12345.67!\n\n\tdef f(x):\n    return x  # Größe, 你好, 🙂 HTTPServer"
-)
+_PROBE = "Hello the  world, it's 12345.67!\n\n\tdef f(x):\n    return x  # Größe, 你好, 🙂 HTTPS"
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -76,8 +74,8 @@ def save_tokenizer(tokenizer: Any, header: GgufHeader, target: Path) -> None:
     again = AutoTokenizer.from_pretrained(target)
     if again(_PROBE)["input_ids"] != tokenizer(_PROBE)["input_ids"]:
         raise UnsupportedModelError(
-            f"{header.path}: its tokenizer is not the one that {header.architecture} models have in "
-            f"transformers ({type(again).__name__}), which would read it wrongly; take another "
+            f"{header.path}: its tokenizer is not the one that {header.architecture} models have "
+            f"in transformers ({type(again).__name__}), which would read it wrongly; take another "
             "file of the model"
         )
 

@@ -176,7 +176,7 @@ def test_a_tokenizer_that_would_not_be_read_back(tiny_gguf, cache):
 
 
 def test_shards_and_their_index(tiny_gguf, monkeypatch):
-    path, original = tiny_gguf("qwen3moe", byte_level)
+    path, _ = tiny_gguf("qwen3moe", byte_level)
     whole, _ = read(converted(path))
     monkeypatch.setattr(convert, "_MAX_SHARD_BYTES", 300_000)
     monkeypatch.setattr(source, "_SCHEME", "sharded")
