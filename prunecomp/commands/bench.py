@@ -252,7 +252,7 @@ def _frontier(path: Path | None) -> Any:
     return read_frontier(path)
 
 
-def _request(args: argparse.Namespace, progress: Progress) -> Request:
+def _request(args: argparse.Namespace) -> Request:
     import torch
 
     from bench.run import Request
@@ -260,8 +260,8 @@ def _request(args: argparse.Namespace, progress: Progress) -> Request:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = _settings(args, device)
     return Request(
-        base=model_directory(args.base, progress).resolve(),
-        pruned=tuple(model_directory(name, progress).resolve() for name in args.pruned),
+        base=Path(args.base).resolve(),
+        pruned=tuple(Path(name).resolve() for name in args.pruned),
         output=args.output, settings=settings, command=tuple(sys.argv), device=device,
         port=args.port, startup_timeout_s=args.startup_timeout, one_at_a_time=args.one_at_a_time,
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
@@ -304,7 +304,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from bench.report import write
 
     limits = thresholds.from_arguments(args)
-    request = _request(args, progress)
+    models = [str(model_directory(name, progress)) for name in (args.base, *args.pruned)]
+    args.base, args.pruned = models[0], models[1:]
+    request = _request(args)
     report = run.execute(request, run.prepare(request, progress))
     written = [str(path) for path in write(report, args.output)]
     missed = thresholds.check(report, limits)
