@@ -38,7 +38,7 @@ VERSIONS := constraints/$(ACCELERATOR).txt
 OPTIMUM ?= .venv-optimum
 OPTIMUM_PIP := $(OPTIMUM)/bin/python -m pip -qq --disable-pip-version-check
 OPTIMUM_READY := $(OPTIMUM)/.ready
-EXTRAS := onnx,eval,data,prose,bench,vllm,dev
+EXTRAS := gguf,onnx,eval,data,prose,bench,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
 .PHONY: help setup optimum install-cpu install-cuda test test-optimum demo bench results results-tiny verified \

@@ -116,7 +116,7 @@ class Study:
         if self.tasks is not None:
             accuracy.check(self.tasks)
         check_output_file(
-            self.output / "frontier.json", overwrite=True, source=self.checkpoint.path
+            self.output / "frontier.json", overwrite=True, source=self.checkpoint.home
         )
 
     def open(self, *, overwrite: bool) -> None:

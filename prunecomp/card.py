@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import printable
 from prunecomp.hub import cached_repository
 from prunecomp.plan import PrunePlan
 from prunecomp.published import published
+
+if TYPE_CHECKING:
+    from prunecomp.checkpoint.converted import Converted
 
 _TEMPLATE = """\
 # {short} without {removed_count} of {depth} layers
@@ -27,7 +31,7 @@ prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It 
 | metric, strategy | {metric}, {strategy} |
 | compensation | {compensation} |
 | calibration | {calibration} |
-{sizes}
+{sizes}{source}
 ## Perplexity
 
 {perplexity}
@@ -50,7 +54,7 @@ _PLAIN = """\
 
 This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No layer was removed.
 `prunecomp.json` says how it was made.
-"""
+{source}"""
 
 _CHECKPOINT = "checkpoint: stock transformers and vLLM load it"
 _AGAIN = "`cli.py apply SOURCE prunecomp.json --output DIR` repeats this\ndirectory byte for byte."
@@ -175,10 +179,18 @@ def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -
     )
 
 
+def _source(converted: Converted | None) -> str:
+    """A paragraph on the file that the source was converted from."""
+    if converted is None:
+        return ""
+    text = f"{converted.told()}. Its SHA-256 is `{converted.sha256}`."
+    return "\n" + textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
+
+
 def model_card(
     plan: PrunePlan, *, origin: Origin, parameters: tuple[int, int] | None = None,
     nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
-    library: str = "transformers", tags: Sequence[str] = (),
+    library: str = "transformers", tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a compressed model.
 
@@ -189,6 +201,7 @@ def model_card(
         again: how it is made again.
         library: that loads it, as the hub calls it.
         tags: further ones.
+        converted: what the source was converted from, if it was.
     """
     plan = published(plan)
     recipe, calibration = plan.recipe, plan.calibration
@@ -212,6 +225,7 @@ def model_card(
             f"seed {calibration.seed}" + _front(calibration.prefix)
         ),
         sizes=_sizes(parameters, nbytes),
+        source=_source(converted),
         perplexity=_perplexity(plan),
         rounds="\n".join(
             f"| {n} | {', '.join(map(str, r.removed))} | {r.factor:.6f} |"
@@ -222,25 +236,31 @@ def model_card(
 
 def plain_card(
     name: str, model_type: str, *, origin: Origin, kind: str, library: str,
-    tags: Sequence[str] = (),
+    tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a model that was only converted; arguments as in `model_card`."""
     text = _PLAIN.format(
-        short=_short(name), name=_code(name), model_type=_text(model_type), kind=kind
+        short=_short(name),
+        name=_code(name),
+        model_type=_text(model_type),
+        kind=kind,
+        source=_source(converted),
     )
     return _front_matter(origin, library, ["prunecomp", *tags]) + text
 
 
 def export_card(
     plan: PrunePlan | None, *, name: str, model_type: str, format: str, origin: Origin,
-    library: str = "transformers",
+    library: str = "transformers", converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of an exported model; `plan` is what it went through, if anything."""
     if format == "safetensors":
         kind, tags = _CHECKPOINT, []
     else:
         kind, tags = f"model in {format} format: what loads that format loads it", [format]
-    common = {"origin": origin, "kind": kind, "library": library, "tags": tags}
+    common = {
+        "origin": origin, "kind": kind, "library": library, "tags": tags, "converted": converted,
+    }  # fmt: skip
     if plan is None:
         return plain_card(name, model_type, **common)
     again = "`prunecomp.json` also has\nthe settings of the export."

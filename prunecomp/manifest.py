@@ -6,11 +6,14 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import PlanError
 from prunecomp.plan import PrunePlan, read_plan
 from prunecomp.published import published
+
+if TYPE_CHECKING:
+    from prunecomp.checkpoint.reader import Checkpoint
 
 MANIFEST_FILE = "prunecomp.json"
 MANIFEST_VERSION = 1
@@ -48,6 +51,12 @@ def write_manifest(directory: Path, plan: PrunePlan | None, **facts: Any) -> Non
     }
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def converted_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a manifest says of a source that was converted from another format."""
+    found = checkpoint.converted
+    return {} if found is None else {"converted_from": found.facts()}
 
 
 def plan_of(directory: Path) -> PrunePlan | None:

@@ -18,7 +18,7 @@ from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import NumericError, PlanError, UsageError
 from prunecomp.fold import choose_fold
 from prunecomp.hub import is_repository
-from prunecomp.manifest import MANIFEST_FILE, versions, write_manifest
+from prunecomp.manifest import MANIFEST_FILE, converted_facts, versions, write_manifest
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
 from prunecomp.plan_checks import check_recipe, check_rounds
@@ -350,7 +350,7 @@ def apply_plan(
     source_parameters = checkpoint.dense.parameters(checkpoint)
     warnings = tokenizer_notes(checkpoint.path, plan.source.tokenizer_sha256)
     with output_directory(
-        output, overwrite=overwrite, source=checkpoint.path, note=progress.say
+        output, overwrite=overwrite, source=checkpoint.home, note=progress.say
     ) as partial:
         done = rewrite_model(
             checkpoint, plan, partial, progress=progress, compare=compare,
@@ -366,11 +366,12 @@ def apply_plan(
             origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
             parameters=(done.parameters, source_parameters),
             nbytes=(done.nbytes, checkpoint.index.nbytes),
+            converted=checkpoint.converted,
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
         write_manifest(
             partial, plan, checks=done.checks, comparison=done.comparison,
-            edited_tensors=done.edited_tensors,
+            edited_tensors=done.edited_tensors, **converted_facts(checkpoint),
         )  # fmt: skip
     for warning in warnings:
         progress.say(f"note: {warning}")

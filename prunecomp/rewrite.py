@@ -59,7 +59,7 @@ def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) 
     differing += sorted(found.keys() - expected.keys())
     if differing or checkpoint.num_hidden_layers != plan.source.num_hidden_layers:
         raise PlanError(
-            f"{checkpoint.path}: the plan was made for another model ({plan.source.name}): "
+            f"{checkpoint.home}: the plan was made for another model ({plan.source.name}): "
             f"{differing[0] if differing else 'the depth'} differs; give the model that was planned"
         )
 

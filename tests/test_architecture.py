@@ -29,7 +29,7 @@ ROWS = [
     {"plan_checks"},
     {"checkpoint"},
     {"calibration"},
-    {"metrics", "compensators", "verify", "comparison"},
+    {"metrics", "compensators", "verify", "comparison", "gguf"},
     {"selection", "rewrite", "memory"},
     {"machine"},
     {"pipeline"},

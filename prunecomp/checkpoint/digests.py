@@ -28,15 +28,32 @@ _FINITE = "finite:"
 _SETTLED_NS = 2 * 10**9
 
 
-def file_sha256(path: Path) -> str:
-    """The digest, read from the file; hexadecimal."""
+def cache_directory() -> Path:
+    """The user's cache of this program; anything in it may be deleted at any time.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "prunecomp"
+
+
+def _place() -> Path:
+    return cache_directory() / "sha256.json"
+
+
+def read_sha256(path: Path) -> str:
+    """The digest, by reading all of the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "prunecomp" / "sha256.json"
+def sha256(path: Path) -> str:
+    """The digest, by reading the file if it is not remembered, and remembered from then on."""
+    read_as = stamp(path)
+    digest = recall(path) or read_sha256(path)
+    remember(path, digest, read_as=read_as)
+    return digest
 
 
 def _known() -> dict[str, str]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from prunecomp.checkpoint import digests
 from prunecomp.checkpoint.carried import CONFIG_FILE
+from prunecomp.checkpoint.converted import read_record
 from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.directory import check_directory
 from prunecomp.checkpoint.finite import FiniteScan
@@ -33,6 +34,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     Attributes:
         path: the directory.
+        home: what the user named: the directory, or the file that it was converted from.
+        converted: what it was converted from; None for a directory that is its own source.
         config: config.json as it stands.
         family: the architecture's description, with the names that the files use.
         layers_path: of the list of layers in transformers' module tree.
@@ -41,15 +44,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dense: the same model by logical weights, dequantised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, home: Path | None = None) -> None:
         """Opens the directory and checks it against its config, without reading weights.
+
+        Args:
+            home: what the user named, if not the directory itself.
 
         Raises:
             CheckpointError: missing, damaged or inconsistent.
             UnsupportedModelError: not an architecture that can be compressed.
         """
         check_directory(path)
-        self.path = path
+        self.path, self.home = path, home or path
+        self.converted = read_record(path)
         self.config = read_config(path / CONFIG_FILE)
         family = family_for(self.config, where=str(path))
         self.layers_path = family.layers
@@ -204,9 +211,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def sha256(self) -> dict[str, str]:
         """Digest of config.json and of each weight file, as ``{file name: hex}``; read once.
 
+        Of a converted model it is that of the file that it was converted from.
+
         Raises:
             CheckpointError: a weight is NaN or infinite. What is remembered was looked at, too.
         """
+        if self.converted is not None:
+            return self.converted.digests
         known = self.known_sha256()
         unread = [path for path in self._hashed() if known[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
@@ -220,8 +231,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def known_sha256(self) -> dict[str, str | None]:
         """The same, of which the weight files' are None that nobody has computed yet."""
+        if self.converted is not None:
+            return dict(self.converted.digests)
         if not self._stamps:
-            self._sha256[CONFIG_FILE] = digests.file_sha256(self.path / CONFIG_FILE)
+            self._sha256[CONFIG_FILE] = digests.read_sha256(self.path / CONFIG_FILE)
             for path in self._hashed():
                 self._stamps[path.name] = digests.stamp(path)
                 if (known := digests.recall(path)) is not None:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunecomp.checkpoint.digests import file_sha256
+from prunecomp.checkpoint.digests import read_sha256
 
 #: Files that decide which tokens a text becomes. Chat templates do not.
 _FILES = (
@@ -21,7 +21,7 @@ def tokenizer_sha256(directory: Path) -> dict[str, str]:
     for path in sorted({path for pattern in _FILES for path in directory.glob(pattern)}):
         with contextlib.suppress(OSError):
             if path.is_file():
-                found[path.name] = file_sha256(path)
+                found[path.name] = read_sha256(path)
     return found
 
 

@@ -34,9 +34,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.verify import check_source_model
 
     plan = read_prefix(args.plan, args.rounds)
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
     check_planned(plan, checkpoint, args.plan)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         check_source(checkpoint, plan)
         check_source_model(checkpoint)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunecomp.checkpoint.reader import Checkpoint
     from prunecomp.plan import PrunePlan
 
-MODEL_HELP = "model directory, or hub repository OWNER/NAME[@REVISION]"
+MODEL_HELP = "model directory, .gguf file, or hub repository OWNER/NAME[@REVISION]"
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,37 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def open_model(model: str, *, ahead: bool = False) -> Checkpoint:
-    """The checkpoint that a user names, fetched from the hub where it is there.
+def model_directory(model: str, progress: Progress) -> Path:
+    """The model directory that a user names: fetched from the hub, or converted, if need be."""
+    from prunecomp.distributed import current, is_first
+    from prunecomp.gguf import source
+    from prunecomp.hub import local_directory
+
+    directory = local_directory(model)
+    file = source.gguf_file(directory)
+    if file is None:
+        return directory
+    if is_first():
+        directory = source.model_directory(file, progress)
+    current().wait_for_first()
+    return directory if is_first() else source.model_directory(file, progress)
+
+
+def open_model(model: str, progress: Progress, *, ahead: bool = False) -> Checkpoint:
+    """The checkpoint that a user names.
 
     Args:
         ahead: its weights will be read at once, from the front.
     """
     from prunecomp.checkpoint.ahead import read_ahead
-    from prunecomp.hub import local_directory
 
-    directory = local_directory(model)
+    directory = model_directory(model, progress)
     if ahead:
         read_ahead(directory)
     from prunecomp.checkpoint.reader import Checkpoint  # loads torch
 
-    return Checkpoint(directory)
+    named = Path(model)
+    return Checkpoint(directory, home=named if named.exists() else None)
 
 
 def read_prefix(path: Path, rounds: int | None) -> PrunePlan:
@@ -107,7 +123,14 @@ def planned_notes(plan: PrunePlan, checkpoint: Checkpoint, progress: Progress) -
 
 
 def name_of(model: str) -> str:
-    """What a plan and a card call the model: as the user does, and `.` by its directory's name."""
+    """What a plan and a card call the model: as the user does, and `.` by its directory's name.
+
+    A directory with a GGUF file in it is called by that file.
+    """
+    from prunecomp.gguf.source import gguf_file
+
+    if Path(model).exists() and (file := gguf_file(Path(model))):
+        return str(file)
     nameless = Path(model).name in {"", ".."}
     return Path(os.path.realpath(model)).name if nameless else model
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench import thresholds
 from bench.engines import ENGINES
 from prunecomp.commands._request import count
-from prunecomp.commands.base import MODEL_HELP, Command, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, model_directory, print_document
 from prunecomp.errors import PruneCompError, ThresholdError, UsageError
 from prunecomp.progress import Progress
 
@@ -294,16 +294,15 @@ def _request(args: argparse.Namespace) -> Request:
     import torch
 
     from bench.run import Request
-    from prunecomp.hub import local_directory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings, base = _settings(args, device), local_directory(args.base).resolve()
+    settings, base = _settings(args, device), Path(args.base).resolve()
     asked = _asked(args, base)
     if asked is not None:
         settings = dataclasses.replace(settings, answers=asked.prompts)
     return Request(
         base=base,
-        pruned=tuple(local_directory(name).resolve() for name in args.pruned),
+        pruned=tuple(Path(name).resolve() for name in args.pruned),
         output=args.output, settings=settings, command=tuple(sys.argv), device=device,
         port=args.port, startup_timeout_s=args.startup_timeout, one_at_a_time=args.one_at_a_time,
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
@@ -346,6 +345,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from bench.report import write
 
     limits = thresholds.from_arguments(args)
+    models = [str(model_directory(name, progress)) for name in (args.base, *args.pruned)]
+    args.base, args.pruned = models[0], models[1:]
     request = _request(args)
     report = run.execute(request, run.prepare(request, progress))
     written = [str(path) for path in write(report, args.output)]

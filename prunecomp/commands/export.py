@@ -106,7 +106,7 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
     """Adds the model card and the manifest."""
     from prunecomp.card import export_card, origin_of
     from prunecomp.hub import cached_repository, is_repository
-    from prunecomp.manifest import plan_of, write_manifest
+    from prunecomp.manifest import converted_facts, plan_of, write_manifest
 
     before = plan_of(source.checkpoint.path)
     plan = source.plan or before
@@ -115,17 +115,21 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
         base = plan.source.name
     if base is None and is_repository(args.model):
         base = args.model
+    converted = source.checkpoint.converted
     place = os.path.realpath(args.model)  # where it lies is nobody's business
-    name = base or cached_repository(place) or Path(place).name
+    name = base or (converted.file if converted else cached_repository(place) or Path(place).name)
     card = export_card(
         plan, name=name, model_type=source.checkpoint.family.model_type, format=args.format,
         origin=origin_of(source.checkpoint.path, base),
-        library=EXPORTERS.get(args.format).library,
+        library=EXPORTERS.get(args.format).library, converted=converted,
     )  # fmt: skip
     (target / "README.md").write_text(card, encoding="utf-8")
     # of a compressed model that was compressed again, the first plan stays beside the second
     earlier = {"source_plan": before} if source.plan and before else {}
-    write_manifest(target, plan, export={"format": args.format, **facts}, **earlier)
+    write_manifest(
+        target, plan, export={"format": args.format, **facts}, **earlier,
+        **converted_facts(source.checkpoint),
+    )  # fmt: skip
 
 
 def _lines(args: argparse.Namespace, facts: Mapping[str, Any]) -> list[str]:
@@ -155,13 +159,13 @@ def _dry_run(
         warnings = planned_notes(plan, checkpoint, progress)
     check_source_model(checkpoint)
     document = {
-        "dry_run": True, "model": str(checkpoint.path), "format": args.format,
+        "dry_run": True, "model": str(checkpoint.home), "format": args.format,
         "bytes_to_read": checkpoint.index.nbytes, "output": str(args.output),
         "plan": None if plan is None else plan.to_json(), "warnings": warnings,
     }  # fmt: skip
     removed = "" if plan is None else f" without layers {', '.join(map(str, plan.removed))}"
     print_document(args, document, [
-        f"would export {checkpoint.path} ({checkpoint.family.model_type}, "
+        f"would export {checkpoint.home} ({checkpoint.family.model_type}, "
         f"{checkpoint.index.nbytes:,} bytes of weights){removed}",
         f"as {args.format}, and write {args.output}",
     ])  # fmt: skip
@@ -180,16 +184,16 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
         check_upload(args.push_to_hub)
     elif args.private:
         raise UsageError("--private is about the repository of --push-to-hub; add that")
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
     if plan is not None:
         check_planned(plan, checkpoint, args.plan)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         _dry_run(args, checkpoint, plan, progress)
         return 0
     source = Source(checkpoint, plan, check=args.check)
     with output_directory(
-        args.output, overwrite=args.overwrite, source=checkpoint.path, note=progress.say
+        args.output, overwrite=args.overwrite, source=checkpoint.home, note=progress.say
     ) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)

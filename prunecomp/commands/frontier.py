@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
 
     criterion, tasks = _criterion(args), _tasks(args)
     study = Study(
-        open_model(args.model), request_of(args), args.output, name=name_of(args.model),
+        open_model(args.model, progress), request_of(args), args.output, name=name_of(args.model),
         tasks=tasks, progress=progress,
     )  # fmt: skip
     study.check()

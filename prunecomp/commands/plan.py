@@ -75,9 +75,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.checkpoint.output import output_file
     from prunecomp.plan import read_plan
 
-    checkpoint, name = open_model(args.model), name_of(args.model)
+    checkpoint, name = open_model(args.model, progress), name_of(args.model)
     request = request_of(args)
-    replace = _check_files(args, checkpoint.path)
+    replace = _check_files(args, checkpoint.home)
     resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request, progress)
