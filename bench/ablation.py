@@ -187,6 +187,16 @@ def powers_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spliced(old: str, part: str, begin: str, end: str) -> str:
+    """The document `old` with what stands between the markers replaced by `part`, which has them.
+
+    A document without them is a new one.
+    """
+    if begin in old and end in old:
+        return old[: old.index(begin)] + part + old[old.index(end) + len(end) :]
+    return f"# Results\n\n{part}\n"
+
+
 def document(report: dict[str, Any], old: str) -> str:
     """`old` with the generated part replaced, or a new document."""
     part = (
@@ -197,9 +207,7 @@ def document(report: dict[str, Any], old: str) -> str:
         "The same layers removed, with every factor raised to a power: 0 is no compensation, 1 is\n"
         f"the estimate.\n\n{powers_table(report)}\n\n{END}"
     )
-    if BEGIN in old and END in old:
-        return old[: old.index(BEGIN)] + part + old[old.index(END) + len(END) :]
-    return f"# Results\n\n{part}\n"
+    return spliced(old, part, BEGIN, END)
 
 
 def run_study(study: Study, depths: Sequence[int], trials: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench import answers
 from bench.ceiling import ceiling_of, serving_speedup
 from bench.context import Run
 from bench.engines.base import Options
@@ -155,7 +156,8 @@ def assemble(
         created=created, command=tuple(command), duration_s=duration_s, settings=settings,
         environment=environment(commands=run.commands), models=run.models,
         serving=tuple(serving), offline=tuple(offline), memory=tuple(memory),
-        ceiling=tuple(ceilings), accuracy=accuracy, frontier=frontier,
+        ceiling=tuple(ceilings), accuracy=accuracy,
+        answers=answers.results(run), frontier=frontier,
         summary=tuple(summary_of(run.models, ceilings, serving, memory, accuracy)),
         failures=tuple(run.failures), warnings=(*run.warnings, *_too_good(ceilings)),
     )  # fmt: skip

@@ -284,10 +284,12 @@ def _load_point(row: Serving, mix: str) -> Named:
     closed, m = row.mode == "closed", row.metrics
     load = f"{row.concurrency} in flight" if closed else f"{row.request_rate:g} requests/s"
     where = f"serving {mix}, {load}: "
-    latencies: dict[str, Percentiles] = {
+    latencies: dict[str, Percentiles | None] = {
         "TTFT": m.ttft_ms, "TPOT": m.tpot_ms, "ITL": m.itl_ms, "E2EL": m.e2el_ms
     }  # fmt: skip
     for name, p in latencies.items():
+        if p is None:  # outputs of one token have no time between tokens
+            continue
         yield f"{where}{name} p50, ms", Quantity(p.p50, p.low, p.high, more_is_better=False)
         yield f"{where}{name} p99, ms", Quantity(p.p99, p.p99, p.p99, more_is_better=False)
     yield f"{where}output tokens/s", _ranged(m.output_tokens_per_s)

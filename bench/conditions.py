@@ -33,6 +33,18 @@ class Slo:
 
 
 @dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+#: What a model is asked: a conversation, of one turn where somebody just asks.
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """What was asked for.
 
@@ -47,6 +59,7 @@ class Settings:
         prefix_caching: whether the servers kept it on; offline it is always off.
         limit: samples per accuracy task; null for all.
         skipped: stages that were not asked for.
+        answers: prompts that every model was to answer.
     """
 
     seed: int
@@ -69,6 +82,7 @@ class Settings:
     prefix_caching: bool = False
     batches: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
+    answers: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.conditions import Settings
 from bench.placement import Placement
+from bench.questions import Asked
 from bench.raw import Raw
 from bench.schema import Failure, Model
 from bench.server import Server
@@ -35,6 +36,7 @@ class Run:
         models: base first.
         port: of the first server; None for free ones.
         startup_timeout_s: for one server or engine.
+        asked: what every model is to answer; None for nothing.
         commands: exactly what was started, to read and to repeat.
         failures: a model that failed in a stage plays no further part in that stage.
     """
@@ -48,6 +50,7 @@ class Run:
     port: int | None = None
     startup_timeout_s: float = 900.0
     device: str = "cpu"
+    asked: Asked | None = None
     tools: Tools = field(default_factory=Tools)
     commands: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)

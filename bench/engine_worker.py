@@ -1,7 +1,8 @@
 """One model in one engine, asked for measurements: ``python -m bench.engine_worker ENGINE MODEL``.
 
 Requests: ``{"do": "load", "options": ...}`` first; ``{"do": "measure", "batch", "input_tokens",
-"output_tokens", "seed"}``; ``{"do": "facts"}``.
+"output_tokens", "seed"}``; ``{"do": "answer", "prompt", "new_tokens", "stop"}``, whose answer is
+``{"tokens": [...]}``; ``{"do": "facts"}``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Program:
             return self._load(request["options"])
         if request["do"] == "measure":
             return self._measure(request)
+        if request["do"] == "answer":
+            prompt, stop = [request["prompt"]], request["stop"]
+            return {"tokens": self._session.generate(prompt, request["new_tokens"], stop)[0]}
         return {"kv_cache_tokens": self._session.kv_cache_tokens(), **peak_of_process()}
 
     def _load(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +60,9 @@ class Program:
             vocabulary=vocabulary_of(self._model), seed=request["seed"], prefix=self._prefix,
         )  # fmt: skip
         start = time.perf_counter()
-        made = self._session.generate(prompts, request["output_tokens"])
+        found = self._session.generate(prompts, request["output_tokens"])
         seconds = time.perf_counter() - start
+        made = sum(map(len, found))
         if made != request["batch"] * request["output_tokens"]:
             raise PruneCompError(
                 f"generated {made} tokens instead of {request['batch'] * request['output_tokens']}"

@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from bench.quantities import Estimate
 from bench.raw import is_ours
 from bench.records import parse, plain, read_document
 from bench.schema import Frontier, FrontierPoint
-from prunecomp import pipeline
+from prunecomp import pipeline, records
 from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.checkpoint.output import check_output_file, write_text
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.checkpoint.sidecar import write_plan
-from prunecomp.errors import PruneCompError, UsageError
+from prunecomp.errors import PruneCompError, UsageError, brief
+from prunecomp.json_files import read_settings
 from prunecomp.manifest import versions
 from prunecomp.metrics import METRICS
 from prunecomp.pipeline import PlanRequest
 from prunecomp.plan import PrunePlan, read_plan
+from prunecomp.plan_checks import check_plan
 from prunecomp.progress import Progress
 
 SCHEMA_VERSION = 1
@@ -71,6 +73,14 @@ def recommend(points: Sequence[FrontierPoint], criterion: Criterion) -> int | No
     return max(kept, default=None)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """``measured.json``: both by the number of layers removed."""
+
+    perplexity: dict[str, float] = field(default_factory=dict)
+    retained: dict[str, Estimate] = field(default_factory=dict)
+
+
 class Study:
     """One directory in which a frontier is measured.
 
@@ -107,7 +117,7 @@ class Study:
         if self.tasks is not None:
             accuracy.check(self.tasks)
         check_output_file(
-            self.output / "frontier.json", overwrite=True, source=self.checkpoint.path
+            self.output / "frontier.json", overwrite=True, source=self.checkpoint.home
         )
 
     def open(self, *, overwrite: bool) -> None:
@@ -136,10 +146,8 @@ class Study:
         self._write("request.json", identity)
 
     def _read(self, file: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.output / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        """What an earlier run wrote; nothing where there is none, or something else."""
+        return read_settings(self.output / file)
 
     def _write(self, file: str, document: Any) -> None:
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
@@ -150,6 +158,11 @@ class Study:
         path = self.output / "plan.json"
         known = read_plan(path) if path.exists() else None
         if known is not None and len(known.removed) == self.recipe.num_removed and known.perplexity:
+            checkpoint = self.checkpoint
+            check_plan(
+                known, checkpoint.family, checkpoint.num_hidden_layers, tied=checkpoint.tied,
+                where=str(path),
+            )  # fmt: skip
             return known
         made = pipeline.make_plan(
             self.checkpoint, self.request, name=self.name, progress=self.progress, resume=known,
@@ -172,7 +185,7 @@ class Study:
         """
         from prunecomp.machine import open_model
 
-        known = self._read("measured.json").get("perplexity", {})
+        known = self._measured("perplexity")
         missing = {d: part for d, part in self._depths(plan).items() if d not in known}
         if not missing:
             return known
@@ -199,7 +212,7 @@ class Study:
         """
         if self.tasks is None:
             return {}
-        known = self._read("measured.json").get("retained", {})
+        known = self._measured("retained")
         known.setdefault("0", {"value": 1.0, "stderr": 0.0})
         for depth, part in self._depths(plan).items():
             if depth in known:
@@ -224,6 +237,15 @@ class Study:
             self.progress.say(f"{depth} layers removed: retained {mean.value:.3f}")
             self._keep("retained", known)
         return known
+
+    def _measured(self, what: str) -> dict[str, Any]:
+        """What is known by depth; nothing where the file says something that no run says."""
+        try:
+            found = records.parse(_Measured, self._read("measured.json"), "")
+        except records.RecordError:
+            return {}
+        sound = all(value > 0 for value in found.perplexity.values())
+        return plain(found)[what] if sound else {}
 
     def _keep(self, what: str, found: dict[str, Any]) -> None:
         self._write("measured.json", {**self._read("measured.json"), what: found})
@@ -264,10 +286,10 @@ def read_frontier(path: Path) -> Frontier:
         raise UsageError(f"{file}: is not a frontier; {hint}")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(
-            f"{file}: has schema version {document.get('schema_version')}, this program reads "
-            f"{SCHEMA_VERSION}; use the version of prunecomp that wrote it"
+            f"{file}: has schema version {brief(document.get('schema_version'))}, this program "
+            f"reads {SCHEMA_VERSION}; use the version of prunecomp that wrote it"
         )
-    return parse(Frontier, document.get("frontier"), str(file))
+    return parse(Frontier, document.get("frontier"), str(file), hint=hint)
 
 
 def draw(found: Frontier, output: Path) -> list[Path]:

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.schema import Model
+from prunecomp.checkpoint.index import read_config
 from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError, UsageError
 from prunecomp.families import family_for
-from prunecomp.pipeline import MANIFEST_FILE
+from prunecomp.manifest import plan_of
 
 CONFIG_FILE = "config.json"
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """The config of a model directory.
-
-    Raises:
-        CheckpointError: there is none that can be read.
-    """
-    try:
-        found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {CONFIG_FILE}: {error.strerror}; name a model directory"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {CONFIG_FILE} is not JSON; restore the file") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {CONFIG_FILE} is not a JSON object; restore the file")
-    return found
 
 
 def has_weights(path: Path) -> bool:
@@ -40,34 +20,21 @@ def has_weights(path: Path) -> bool:
     return any(path.glob("*.safetensors"))
 
 
-def plan_of(path: Path) -> dict[str, Any] | None:
-    """The plan in the manifest that `compress` writes; None where there is none."""
-    try:
-        found = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return found["plan"] if isinstance(found.get("plan"), dict) else None
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-
-
-def _removed(plan: dict[str, Any] | None) -> tuple[int, ...]:
-    rounds = plan.get("rounds", []) if plan else []
-    return tuple(sorted(layer for r in rounds for layer in r["removed"]))
-
-
 def _described(path: Path, *, name: str, base_depth: int | None) -> Model:
     from bench.work import counts_of
 
-    config = config_of(path)
+    config = read_config(path / CONFIG_FILE)
     family = family_for(config, where=str(path))
     depth, plan = family.depth(config), plan_of(path)
     counts = counts_of(path)
     return Model(
         id=name, path=str(path), role="base" if base_depth is None else "pruned",
         model_type=family.model_type, num_hidden_layers=depth,
-        layers_removed=0 if base_depth is None else base_depth - depth, removed=_removed(plan),
+        layers_removed=0 if base_depth is None else base_depth - depth,
+        removed=plan.removed if plan else (),
         parameters=counts.parameters,
         weights_bytes=CheckpointIndex(path).nbytes if has_weights(path) else counts.bytes,
-        plan=plan,
+        plan=plan.to_json() if plan else None,
     )  # fmt: skip
 
 
@@ -99,7 +66,7 @@ def _check_pair(base: Model, model: Model) -> None:
             f"{model.path}: is a {model.model_type} model, and the base {base.path} is "
             f"{base.model_type}; give pruned versions of the base"
         )
-    sizes = [config_of(Path(m.path)).get("vocab_size") for m in (base, model)]
+    sizes = [read_config(Path(m.path) / CONFIG_FILE).get("vocab_size") for m in (base, model)]
     if sizes[0] != sizes[1]:
         raise UsageError(
             f"{model.path}: has a vocabulary of {sizes[1]}, the base {base.path} of {sizes[0]}; "
@@ -113,7 +80,7 @@ def _check_pair(base: Model, model: Model) -> None:
 
 def context_of(path: Path) -> int | None:
     """The longest sequence of a model, as its config says; None where it does not."""
-    config = config_of(path)
+    config = read_config(path / CONFIG_FILE)
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         if isinstance(config.get(key), int):
             return config[key]
@@ -126,7 +93,7 @@ def vocabulary_of(path: Path) -> int:
     Raises:
         CheckpointError: the config does not say.
     """
-    size = config_of(path).get("vocab_size")
+    size = read_config(path / CONFIG_FILE).get("vocab_size")
     if not isinstance(size, int):
         raise CheckpointError(f"{path}: {CONFIG_FILE} has no vocab_size; add it")
     return size

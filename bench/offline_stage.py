@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench import answers
 from bench.context import Run
 from bench.engines.base import Options
 from bench.quantities import Spread
@@ -57,16 +58,23 @@ class OfflineStage:
         for models, repeats in rounds(self.run):
             left = [m for m in models if not self.run.failed(m.id, self.stage)]
             pieces = [self._piece(m, s, r) for m in left for s in self.shapes() for r in repeats]
-            if all(self.run.raw.path(piece).exists() for piece in pieces):
+            done = all(self.run.raw.path(piece).exists() for piece in pieces)
+            if done and not self._asks(left):
                 continue
             self.run.progress.say(f"loading {', '.join(m.id for m in left)} in {self.engine} ...")
             with all_up(self.run, self.stage, left, self._start, self._wait) as up:
+                if self._asks(left):
+                    answers.ask_all(self.run, up, answers.of_worker)
                 for shape in self.shapes():
                     self._shape(shape, up, repeats)
                 for model in left:
                     if model.id in up and not self.run.failed(model.id, self.stage):
                         facts = up[model.id].ask({"do": "facts"}, patience_s=60)
                         self.run.raw.write(f"memory/{model.id}-offline-{self.engine}", facts)
+
+    def _asks(self, models: Sequence[Model]) -> bool:
+        """Whether answers are left to this stage: where there are no servers."""
+        return "serving" in self.run.settings.skipped and answers.missing(self.run, models)
 
     def _start(self, model: Model) -> Any:
         return self.run.tools.worker(
@@ -79,7 +87,10 @@ class OfflineStage:
         shapes, settings = self.shapes(), self.run.settings
         options = Options(
             arguments=(*settings.engine_args, *self.run.placement.arguments),
-            context=max(s.input_tokens + s.output_tokens for s in shapes),
+            context=max(
+                *(s.input_tokens + s.output_tokens for s in shapes),
+                answers.in_context(self.run.asked),
+            ),
             batch=max(s.batch for s in shapes), device=self.run.device,
         )  # fmt: skip
         request = {"do": "load", "options": asdict(options)}

@@ -10,6 +10,7 @@ from typing import Any
 from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.checkpoint.output import write_text
 from prunecomp.errors import UsageError
+from prunecomp.json_files import read_json
 
 
 def is_ours(name: str) -> bool:
@@ -38,10 +39,10 @@ class Raw:
 
     def read(self, name: str) -> Any:
         """The piece, or None where it is not there; files are whole or absent."""
-        try:
-            return json.loads(self.path(name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.path(name)
+        if not path.exists():
             return None
+        return read_json(path, UsageError, "delete it to measure it again", foreign=True)
 
     def write(self, name: str, document: Any) -> None:
         write_text(self.path(name), json.dumps(document) + "\n", overwrite=True)

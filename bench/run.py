@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.answers import in_context
 from bench.assemble import assemble
 from bench.conditions import Settings
 from bench.context import Run, Tools
@@ -16,6 +17,7 @@ from bench.engines import ENGINES
 from bench.models import context_of, describe
 from bench.offline_stage import OfflineStage
 from bench.placement import place
+from bench.questions import Asked
 from bench.raw import Raw
 from bench.schema import Accuracy, Frontier, Model, Report
 from bench.server import SMALL_ON_CPU, check_port, need_vllm
@@ -44,6 +46,7 @@ class Request:
         device: ``cpu`` or ``cuda``.
         shares: of the rate at which the base is saturated, for the open loop.
         accuracy: does that stage; None to leave it out.
+        asked: what every model is to answer; None for nothing.
         frontier: of an earlier run, to be shown in the report.
         resume: go on with what `output` holds.
         overwrite: begin anew where `output` holds a run.
@@ -61,6 +64,7 @@ class Request:
     one_at_a_time: bool = False
     shares: tuple[float, ...] = ()
     accuracy: MeasureAccuracy | None = None
+    asked: Asked | None = None
     frontier: Frontier | None = None
     resume: bool = False
     overwrite: bool = False
@@ -71,7 +75,9 @@ def _has(arguments: Sequence[str], name: str) -> bool:
     return any(a == name or a.startswith(name + "=") for a in arguments)
 
 
-def complete(settings: Settings, models: Sequence[Model], device: str) -> tuple[str, ...]:
+def complete(
+    settings: Settings, models: Sequence[Model], device: str, asked: Asked | None = None
+) -> tuple[str, ...]:
     """The arguments of vLLM: those given, and those that the settings and the machine imply."""
     given, added = settings.engine_args, []
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
@@ -81,7 +87,7 @@ def complete(settings: Settings, models: Sequence[Model], device: str) -> tuple[
         added.append("--no-enable-prefix-caching")
     lengths = [m.input_tokens + m.output_tokens for m in settings.mixes if m.input_tokens]
     if not _has(given, "--max-model-len") and len(lengths) == len(settings.mixes):
-        wanted = max(lengths) + _MARGIN_TOKENS
+        wanted = max(max(lengths) + _MARGIN_TOKENS, in_context(asked))
         added += ["--max-model-len", str(min(wanted, context_of(Path(models[0].path)) or wanted))]
     small = max(m.weights_bytes for m in models) < SMALL_BYTES
     if device == "cpu" and small and not _has(given, "--dtype"):
@@ -134,7 +140,7 @@ def prepare(request: Request, progress: Progress) -> Run:
     models = describe(request.base, request.pruned)
     _check(request, models)
     settings = request.settings
-    arguments = complete(settings, models, request.device)
+    arguments = complete(settings, models, request.device, request.asked)
     placement = place(
         models, device=request.device,
         shards=settings.tensor_parallel_size * settings.pipeline_parallel_size,
@@ -157,7 +163,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     run = Run(
         directory=request.output, models=models, settings=settings, placement=placement, raw=raw,
         progress=progress, port=request.port, startup_timeout_s=request.startup_timeout_s,
-        device=request.device, tools=request.tools, commands=raw.read("commands") or [],
+        device=request.device, asked=request.asked, tools=request.tools,
+        commands=raw.read("commands") or [],
     )  # fmt: skip
     progress.say(
         f"{len(models)} models, servers {placement.name}" +

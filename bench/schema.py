@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import Environment, Settings
+from bench.conditions import Environment, Prompt, Settings
 from bench.quantities import Estimate, Percentiles, Ratio, Spread
 from bench.records import parse, plain, read_document
-from prunecomp.errors import UsageError
+from prunecomp.errors import UsageError, brief
 
 SCHEMA_VERSION = 1
 KIND = "prunecomp-bench"
+_HINT = "give the report.json that `bench` wrote"
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,33 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one model said; `finished` where it ended by itself and was not cut off."""
+
+    model: str
+    text: str
+    output_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, and the answers in the order of the models; one that failed gave none."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the models say, greedily; `chat` where the prompts went through a chat template."""
+
+    chat: bool
+    max_tokens: int
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
 class FrontierPoint:
     """One depth; `ratio` is its perplexity over that of the base."""
 
@@ -320,6 +348,7 @@ class Report:
     memory: tuple[Memory, ...] = ()
     ceiling: tuple[Ceiling, ...] = ()
     accuracy: Accuracy | None = None
+    answers: Answers | None = None
     frontier: Frontier | None = None
     summary: tuple[Summary, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -344,17 +373,36 @@ def from_json(document: Mapping[str, Any], *, name: str = "report") -> Report:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UsageError(
-            f"{name}: has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            f"{name}: has schema version {brief(version)}, this program reads {SCHEMA_VERSION}; "
             "use the version of prunecomp that wrote it"
         )
     rest = {k: v for k, v in document.items() if k not in {"kind", "schema_version"}}
-    report = parse(Report, rest, name)
+    report = parse(Report, rest, name, hint=_HINT)
+    _check_names(report, name)
+    return report
+
+
+def _check_names(report: Report, name: str) -> None:
+    """Refuses rows that speak of a model or a mix that the report does not describe."""
     known = {model.id for model in report.models}
     for what in ("serving", "offline", "memory", "ceiling", "summary"):
         for row in getattr(report, what):
             if row.model not in known:
-                raise UsageError(f"{name}: {what} tells of {row.model!r}, which is no model of it")
-    return report
+                raise UsageError(
+                    f"{name}: {what} tells of {brief(row.model)}, which is no model of it; {_HINT}"
+                )
+    mixes = {mix.name for mix in report.settings.mixes}
+    for row in report.serving:
+        load = {"closed": row.concurrency, "open": row.request_rate}.get(row.mode)
+        if row.mix not in mixes:
+            raise UsageError(
+                f"{name}: serving tells of the mix {brief(row.mix)}, which is not in its settings; "
+                f"{_HINT}"
+            )
+        if load is None:
+            raise UsageError(
+                f"{name}: serving of the mode {brief(row.mode)} says nothing of its load; {_HINT}"
+            )
 
 
 def read_report(path: Path) -> Report:
@@ -363,7 +411,5 @@ def read_report(path: Path) -> Report:
     Raises:
         UsageError: there is none that can be read.
     """
-    file, document = read_document(
-        path, "report.json", hint="give the report.json that `bench` wrote"
-    )
+    file, document = read_document(path, "report.json", hint=_HINT)
     return from_json(document, name=str(file))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import answers
 from bench.conditions import Mix
 from bench.context import Run
 from bench.memory import kv_cache_tokens, peak_of_tree
@@ -103,7 +104,7 @@ class ServingStage:
         with contextlib.ExitStack() as stack:
             for models, repeats in rounds(self.run):
                 left = [m for m in models if not self.run.failed(m.id, STAGE)]
-                if left and self._missing(left, repeats):
+                if left and (self._missing(left, repeats) or answers.missing(self.run, left)):
                     self._session(left, repeats, stack)
         mixes = self.run.settings.mixes if self._shares else ()
         if without := [mix.name for mix in mixes if not self._saturation(mix)]:
@@ -120,6 +121,7 @@ class ServingStage:
                     "bench.load_worker", name="vLLM's load generator", log=self.run.log("load"),
                     environment=self.run.placement.environment(),
                 ))  # fmt: skip
+            answers.ask_all(self.run, up, answers.of_server)
             for mix in self.run.settings.mixes:
                 self._warm_up(mix, up, models)
                 done: list[Point] = []

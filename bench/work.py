@@ -149,11 +149,12 @@ def counts_of(path: Path) -> Counts:
     """
     import torch
 
-    from bench.models import config_of
+    from bench.models import CONFIG_FILE
+    from prunecomp.checkpoint.index import read_config
     from prunecomp.verify import model_of
 
     model = model_of(path)
-    family, config = family_for(config_of(path), where=str(path)), model.config
+    family, config = family_for(read_config(path / CONFIG_FILE), where=str(path)), model.config
     dtype = getattr(config, "dtype", None) or torch.float32
     itemsize = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
     layers, dense, expert = model.get_submodule(family.layers), 0, 0

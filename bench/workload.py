@@ -82,11 +82,12 @@ def prompt_file_mix(path: Path, *, output_tokens: int) -> Mix:
         UsageError: it cannot be read as that.
     """
     try:
-        lines = [json.loads(s) for s in path.read_text(encoding="utf-8").splitlines() if s.strip()]
+        text = path.read_text(encoding="utf-8-sig")  # not splitlines(): a string may hold U+2028
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         good = lines and all(isinstance(line["prompt"], str) for line in lines)
     except OSError as error:
         raise UsageError(f"--prompt-file {path}: {error.strerror}; name a readable file") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:
         raise UsageError(f'--prompt-file {path}: give JSON lines, each with {{"prompt": text}}')

@@ -1,4 +1,4 @@
-"""The main job on the tiny model: prune it with and without repair, compare, serve the result.
+"""The main job on a real model: remove 6 of SmolLM2's 30 layers, compare, serve both, and ask them.
 
 make demo
 python examples/demo.py --model MODEL --layers 4 --output out/demo
@@ -7,27 +7,43 @@ python examples/demo.py --model MODEL --layers 4 --output out/demo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 import json
+import os
+import statistics
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.server import SMALL_ON_CPU, serve
+from bench import questions
+from bench.answers import of_server
+from bench.models import describe
+from bench.server import SMALL_ON_CPU, Server, defaults, need_vllm
+from bench.smollm2 import BEST, gguf_file
+from prunecomp.commands.base import model_directory
 from prunecomp.errors import PruneCompError
+from prunecomp.progress import Progress
 
-PROMPT = "def read_lines(path):\n    with open(path) as f:\n"
+LAYERS = 6
+ASKED = 2
+TIMED_TOKENS, TIMES = 64, 3
+CONTEXT = 512
+STARTUP_S = 600.0
+COLUMN = 52
 
 
-def compress(model: Path, output: Path, layers: int, compensation: str) -> dict:
+def compress(model: Path, output: Path, layers: int) -> dict:
     """Runs the command line as a user would; returns its JSON document."""
     command = [
         sys.executable, str(ROOT / "cli.py"), "compress", str(model), "--output", str(output),
-        "--layers", str(layers), "--metric", "bi", "--strategy", "iterative",
-        "--compensation", compensation, "--samples", "16", "--seq-len", "512",
-        "--overwrite", "--json",
+        "--layers", str(layers), *BEST, "--overwrite", "--json",
     ]  # fmt: skip
     print("$ python", *command[1:-1], file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -36,59 +52,112 @@ def compress(model: Path, output: Path, layers: int, compensation: str) -> dict:
     return json.loads(done.stdout)
 
 
-def _before_after(written: dict, key: str) -> tuple[str, str, str]:
-    return f"{written['source_' + key]:,}", f"{written[key]:,}", f"{written[key]:,}"
-
-
-def table(plain: dict, repaired: dict) -> str:
-    """Before and after, as text."""
-    text = next(name for name in repaired["plan"]["perplexity"] if name.startswith("evaluation"))
-    written = repaired["written"]
-    base = repaired["plan"]["perplexity"][text]["base"]
-    rows = [
-        ("", "base", "pruned", "pruned + magnitude"),
-        ("perplexity, held-out text", f"{base:.3f}",
-         *(f"{run['plan']['perplexity'][text]['pruned']:.3f}" for run in (plain, repaired))),
-        ("layers", str(repaired["plan"]["source"]["num_hidden_layers"]),
-         *(str(len(run["plan"]["kept_layers"])) for run in (plain, repaired))),
-        ("removed, in order", "",
-         *(" ".join(str(i) for r in run["plan"]["rounds"] for i in r["removed"])
-           for run in (plain, repaired))),
-        ("parameters", *_before_after(written, "parameters")),
-        ("bytes of weights", *_before_after(written, "nbytes")),
-    ]  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+def columns(*rows: tuple[str, str, str]) -> str:
+    """Rows of a name and two figures, as text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
-        row[0].ljust(widths[0])
-        + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
+        f"{name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}"
+        for name, before, after in rows
     )
+
+
+def table(document: dict) -> str:
+    """Before and after, as text."""
+    plan, written = document["plan"], document["written"]
+    texts = {
+        name.removeprefix("evaluation (").removesuffix(")"): values
+        for name, values in plan["perplexity"].items() if name.startswith("evaluation")
+    }  # fmt: skip
+    depth = plan["source"]["num_hidden_layers"]
+    removed = sorted(i for cut in plan["rounds"] for i in cut["removed"])
+    return columns(
+        ("", "base", "pruned"),
+        *((f"perplexity, {text}", f"{p['base']:.2f}", f"{p['pruned']:.2f}")
+          for text, p in texts.items()),
+        ("layers", str(depth), str(depth - len(removed))),
+        ("layers removed", "", " ".join(map(str, removed))),
+        *((what, f"{written['source_' + key]:,}", f"{written[key]:,}")
+          for what, key in (("parameters", "parameters"), ("bytes of weights", "nbytes"))),
+    )  # fmt: skip
+
+
+def side_by_side(question: str, answers: tuple[str, str]) -> str:
+    """One question, and below it both answers as they are."""
+    blocks = [
+        [part for line in (text.strip() or "(nothing)").split("\n")
+         for part in textwrap.wrap(line, COLUMN) or [""]]
+        for text in answers
+    ]  # fmt: skip
+    lines = [("base", "pruned"), *itertools.zip_longest(*blocks, fillvalue="")]
+    return f"\n> {question}\n\n" + "\n".join(f"{a:<{COLUMN}}  {b}".rstrip() for a, b in lines)
+
+
+def speeds(servers: list[Server], tokens: tuple[int, ...]) -> list[float]:
+    """Tokens per second of one request at a time, its prompt included; servers in turns."""
+    body = {"prompt": list(tokens), "max_tokens": TIMED_TOKENS, "temperature": 0,
+            "ignore_eos": True}  # fmt: skip
+    found: list[list[float]] = [[] for _ in servers]
+    for _ in range(1 + TIMES):  # the first one warms up
+        for server, rates in zip(servers, found, strict=True):
+            start = time.perf_counter()
+            server.post("/v1/completions", body)
+            rates.append(TIMED_TOKENS / (time.perf_counter() - start))
+    return [statistics.median(rates[1:]) for rates in found]
+
+
+def ask(base: Path, pruned: Path, logs: Path) -> None:
+    """Serves both with vLLM, prints what each answers, and how fast it is."""
+    import torch
+
+    need_vllm()
+    asked = questions.prepare(base, None)
+    if asked is None:
+        raise PruneCompError(f"{base}: has no tokenizer, so that it cannot be asked anything")
+    asked = dataclasses.replace(asked, prompts=asked.prompts[:ASKED], tokens=asked.tokens[:ASKED])
+    models = describe(base, [pruned])
+    arguments = ["--max-model-len", str(CONTEXT), "--no-enable-prefix-caching"]
+    arguments += [] if torch.cuda.is_available() else SMALL_ON_CPU
+    print("\nserving both with vLLM ...", file=sys.stderr, flush=True)
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(Server(
+                Path(m.path), log=logs / f"{m.id}.log", arguments=arguments, environment=defaults(),
+            )) for m in models
+        ]  # fmt: skip
+        for server in servers:
+            server.wait_until_up(STARTUP_S)
+        for prompt, tokens in zip(asked.prompts, asked.tokens, strict=True):
+            first, second = (
+                of_server(model)(server, tokens, asked.stop)[0]
+                for model, server in zip(models, servers, strict=True)
+            )
+            print(side_by_side(prompt[-1].content, (first, second)), flush=True)
+        before, after = speeds(servers, asked.tokens[0])
+    print("\n" + columns(
+        ("", "base", "pruned"),
+        ("tokens/s, one request at a time", f"{before:.1f}", f"{after:.1f}"),
+        ("speedup", "", f"x{after / before:.2f}"),
+    ))  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-python-lm")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument(
+        "--model", help="directory, .gguf file or hub repository (default: SmolLM2)"
+    )
+    parser.add_argument("--layers", type=int, default=LAYERS, help=f"to remove (default: {LAYERS})")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "demo")
     args = parser.parse_args()
-    plain = compress(args.model, args.output / "pruned", args.layers, "none")
-    repaired = compress(args.model, args.output / "pruned-magnitude", args.layers, "magnitude")
-    print(table(plain, repaired), flush=True)
-
-    import torch  # only now: the help text needs none of it
-
-    served = args.output / "pruned-magnitude"
-    on_cpu = () if torch.cuda.is_available() else SMALL_ON_CPU
-    print(f"\nserving {served} with vLLM ...", file=sys.stderr, flush=True)
+    os.chdir(ROOT)
     try:
-        with serve(served, arguments=["--max-model-len", "512", *on_cpu]) as server:
-            answer = server.post(
-                "/v1/completions", {"prompt": PROMPT, "max_tokens": 48, "temperature": 0}
-            )
+        model = args.model or str(gguf_file())
+        base = model_directory(model, Progress())
+        pruned = args.output / "pruned"
+        print(table(compress(model, pruned, args.layers)), flush=True)
+        ask(base, pruned, args.output)
     except PruneCompError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"\nprompt:\n{PROMPT}\ncompletion from {server.url}:\n{answer['choices'][0]['text']}")
     return 0
 
 

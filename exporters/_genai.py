@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+
+from exporters._onnx_rope import switches
+from prunecomp.checkpoint.index import read_json
+from prunecomp.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
 
 FILE = "genai_config.json"
+#: The length, in tokens, above which the runtime reads a text anew for its type "phi3".
+PHI3_SWITCH = 4096
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 #: Where configs say how long a text may be; models without a limit get a practical one.
 CONTEXT_KEYS, UNLIMITED_TOKENS = ("max_position_embeddings", "n_positions", "seq_length"), 32768
 
@@ -21,31 +29,75 @@ def _caches(outputs: Iterable[Any]) -> list[tuple[int, int]]:
     return [(shape[1].dim_value, shape[3].dim_value) for shape in axes]
 
 
-def _ends(model: nn.Module) -> dict[str, Any]:
-    """The tokens with which texts begin, end and are padded; the runtime takes 0 for none."""
-    config, generation = model.config, model.generation_config
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where there is none."""
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; restore the file")
+    return found
 
-    def token(name: str) -> Any:
-        found = getattr(generation, name, None)
-        return getattr(config, name, None) if found is None else found
 
-    end = token("eos_token_id")
+def _is_token(value: Any, vocabulary: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
+
+
+def _token(directory: Path, name: str, vocabulary: int) -> Any:
+    """What the files say of a token: one, for the end also a list; None where neither does.
+
+    ``generation_config.json`` comes first, as in transformers; one that does not name a token, or
+    names none, leaves it to ``config.json``.
+    """
+    for file in ("generation_config.json", "config.json"):
+        found = _object(directory / file).get(name)
+        if found is None or found == []:
+            continue
+        if name == "pad_token_id" and found == -1:  # what LLaMA's first configs say for none
+            continue
+        many = isinstance(found, list) and name == "eos_token_id"
+        if not all(_is_token(each, vocabulary) for each in (found if many else [found])):
+            raise CheckpointError(
+                f"{directory / file}: {name} is {shorten(repr(found), 60, placeholder=' ...')}, "
+                f"which is no token of the vocabulary of {vocabulary}; correct it"
+            )
+        return found
+    return None
+
+
+def ends(directory: Path, model: nn.Module) -> dict[str, Any]:
+    """The tokens with which texts begin, end and are padded; the runtime takes 0 for none.
+
+    Raises:
+        CheckpointError: a file names what is no token.
+    """
+    named = {name: _token(directory, name, model.config.vocab_size) for name in TOKENS}
+    end = named["eos_token_id"]
     first = (end[0] if isinstance(end, list) else end) or 0
-    begin, pad = token("bos_token_id"), token("pad_token_id")
-    return {
-        "bos_token_id": first if begin is None else begin,
-        "eos_token_id": 0 if end is None else end,
-        "pad_token_id": first if pad is None else pad,
-    }
+    fallback = {"bos_token_id": first, "eos_token_id": 0, "pad_token_id": first}
+    return {name: fallback[name] if found is None else found for name, found in named.items()}
 
 
-def write_genai_config(directory: Path, graph: Path, model: nn.Module) -> bool:
+def runtime_type(model: nn.Module) -> str:
+    """What the runtime takes the model for: "decoder", which has no peculiarities, where it can.
+
+    As "phi3" it reads a text anew when it grows beyond 4096 tokens, where the frequencies of
+    Phi-3's long versions and of Phi-4-mini change.
+    """
+    long = model.config.model_type == "phi3" and switches(model) == [PHI3_SWITCH]
+    return "phi3" if long else "decoder"
+
+
+def write_genai_config(
+    directory: Path, graph: Path, model: nn.Module, tokens: Mapping[str, Any]
+) -> bool:
     """Writes the file into `directory`, unless the runtime cannot hold this cache.
 
     It has one size of heads for all layers, for keys and values alike.
 
+    Args:
+        tokens: what `ends` found.
+
     Source: onnxruntime-genai's own builder, whose fields these are; the names of inputs and
-    outputs are those of `exporters.onnx`. Its type "decoder" is the one without peculiarities.
+    outputs are those of `exporters.onnx`.
     """
     import onnx
 
@@ -80,8 +132,8 @@ def write_genai_config(directory: Path, graph: Path, model: nn.Module) -> bool:
     }
     document = {
         "model": {
-            "type": "decoder",
-            **_ends(model),
+            "type": runtime_type(model),
+            **tokens,
             "vocab_size": config.vocab_size,
             "context_length": context,
             "decoder": decoder,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,11 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        return max(self.prefill, self.decode) / self.largest_logit
+        """As a share of the largest logit; of logits that are all zero, zero or infinite."""
+        largest = max(self.prefill, self.decode)
+        if not largest:
+            return 0.0
+        return largest / self.largest_logit if self.largest_logit else math.inf
 
 
 def open_graph(path: Path, *, threads: int = 0) -> Any:
@@ -89,9 +94,11 @@ class Decoder:
         return logits
 
 
-def _calls(ids: torch.Tensor, mask: torch.Tensor, steps: Sequence[int]) -> Any:
-    """The inputs of each call, and the logits of which of its tokens count."""
-    positions, end = (mask.cumsum(1) - 1).clamp(min=0), 0
+def _calls(
+    ids: torch.Tensor, mask: torch.Tensor, start: int, steps: Sequence[int]
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """The inputs of each call, at positions from `start`, and which of its tokens count."""
+    positions, end = (mask.cumsum(1) - 1).clamp(min=0) + start, 0
     for step in steps:
         begin, end = end, end + step
         yield (
@@ -104,13 +111,47 @@ def _calls(ids: torch.Tensor, mask: torch.Tensor, steps: Sequence[int]) -> Any:
         )
 
 
-def compare(path: Path, reference: nn.Module) -> Difference:
-    """ONNX Runtime against torch: a left-padded batch, in one go and then from the cache.
+def _torch_logits(reference: nn.Module, **inputs: Any) -> torch.Tensor:
+    """Logits [batch, new, vocabulary] of the model itself.
 
     Raises:
-        VerificationError: the graph does not run, or gives logits that are no numbers where torch
-            gives numbers.
+        VerificationError: transformers' code does not run it, as that of longrope by type of layer.
     """
+    import torch
+
+    try:
+        with torch.no_grad():
+            return reference(**inputs).logits
+    except Exception as error:  # the model's own code can raise anything
+        raise VerificationError(
+            f"transformers itself does not run the model ({first_line(error)}); nothing is kept"
+        ) from error
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
+    """The largest difference of logits, and the largest logit, where torch gives numbers.
+
+    Raises:
+        VerificationError: torch's are no numbers, or ONNX Runtime's are none where torch's are.
+    """
+    if wanted.isnan().any():
+        raise VerificationError(
+            "torch itself gives logits that are NaN, in float32; the weights are damaged"
+        )
+    numbers = wanted.isfinite()
+    if not found[numbers].isfinite().all():
+        raise VerificationError(
+            "ONNX Runtime gives logits that are not finite; the model's activations are too "
+            "large for this precision, take --precision bf16 or fp32"
+        )
+    if not numbers.any():
+        return 0.0, 0.0
+    found, wanted = found[numbers], wanted[numbers]
+    return float((found - wanted).abs().max()), float(wanted.abs().max())
+
+
+def _compare_from(start: int, decoder: Decoder, reference: nn.Module) -> Difference:
+    """A left-padded batch whose texts begin at the position `start`."""
     import torch
     from transformers import DynamicCache
 
@@ -120,23 +161,35 @@ def compare(path: Path, reference: nn.Module) -> Difference:
     shape = (len(PADDING), sum(STEPS))
     ids = torch.randint(1, reference.config.vocab_size, shape, generator=generator)
     mask = (torch.arange(shape[1]) >= torch.tensor(PADDING)[:, None]).long()
-    decoder, cache = Decoder(open_graph(path), len(PADDING)), DynamicCache()
-    differences, largest = [], 0.0
-    for inputs, real in _calls(ids, mask, STEPS):
+    cache, differences, largest = DynamicCache(), [], 0.0
+    for inputs, real in _calls(ids, mask, start, STEPS):
         found = torch.from_numpy(decoder.step(**{k: v.numpy() for k, v in inputs.items()}))
         if not takes_positions(reference):
             del inputs["position_ids"]
-        with torch.no_grad():
-            wanted = reference(**inputs, past_key_values=cache, use_cache=True).logits[real].float()
-        found = found[real].float()
-        if not (found.isfinite() | ~wanted.isfinite()).all():
-            raise VerificationError(
-                "ONNX Runtime gives logits that are not finite; the model's activations are too "
-                "large for this precision, take --precision bf16 or fp32"
-            )
-        differences.append(float((found - wanted).abs().max()))
-        largest = max(largest, float(wanted.abs().max()))
+        wanted = _torch_logits(reference, past_key_values=cache, use_cache=True, **inputs)
+        difference, logit = _difference(found[real].float(), wanted[real].float())
+        differences.append(difference)
+        largest = max(largest, logit)
     return Difference(differences[0], max(differences[1:]), largest)
+
+
+def compare(path: Path, reference: nn.Module) -> Difference:
+    """ONNX Runtime against torch: a left-padded batch, in one go and then from the cache.
+
+    Where the rotary frequencies change above a length, once more across that length.
+
+    Raises:
+        VerificationError: the graph does not run, or gives logits that are no numbers where torch
+            gives numbers.
+    """
+    from exporters._onnx_rope import switches
+
+    session = open_graph(path)
+    starts = [0, *(max(0, length - STEPS[0]) for length in switches(reference))]
+    return max(
+        (_compare_from(start, Decoder(session, len(PADDING)), reference) for start in starts),
+        key=lambda difference: difference.relative,
+    )
 
 
 def check(path: Path, reference: nn.Module, precision: str) -> Difference:

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import MissingDependencyError, PruneCompError, UnsupportedModelError
@@ -33,8 +34,8 @@ HEADS, HEAD_SIZE = "num_key_value_heads", "head_size"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another package says, on one line."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """What an error of another package says, on one short line."""
+    return shorten((str(error).strip() or repr(error)).splitlines()[0], 160, placeholder=" ...")
 
 
 @contextlib.contextmanager
@@ -48,6 +49,32 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+@contextlib.contextmanager
+def _small_terms_stay() -> Iterator[None]:
+    """In this block, the optimiser drops ``x + c`` for a `c` of zero only.
+
+    It drops any below 1e-8: also the eps of a norm, or what keeps the sum of a router's scores from
+    zero, without which there are divisions of zero by zero.
+    """
+    from onnxscript import rewriter
+    from onnxscript.rewriter import _pattern_ir as pattern_ir
+
+    zeros = {
+        value: value._abs_tol
+        for rule in rewriter._DEFAULT_REWRITE_RULES
+        for node in rule._target_pattern
+        for value in node.inputs
+        if isinstance(value, pattern_ir.Constant) and value.value == 0
+    }
+    for value in zeros:
+        value._abs_tol = 0.0
+    try:
+        yield
+    finally:
+        for value, tolerance in zeros.items():
+            value._abs_tol = tolerance
 
 
 def takes_positions(model: nn.Module) -> bool:
@@ -280,16 +307,21 @@ def write_graph(model: nn.Module, path: Path, *, opset: int, share: bool, narrow
         raise MissingDependencyError(
             f"ONNX export needs onnx and onnxscript ({error}); install prunecomp[onnx]"
         ) from error
+    from exporters._onnx_rope import frequencies_in_graph
+
     with quiet():
-        inputs, free = _sample(model)
         try:
+            inputs, free = _sample(model)
             config = OnnxConfig(
                 dynamic=True,
                 dynamic_shapes=free,
                 opset_version=opset,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            program = OnnxExporter().export(model, inputs, config)
+            with frequencies_in_graph(model), _small_terms_stay():
+                program = OnnxExporter().export(model, inputs, config)
+        except PruneCompError:
+            raise
         except Exception as error:  # anything can go wrong in a trace; it is theirs to say what
             raise PruneCompError(
                 f"{model.config.model_type}: transformers' exporter cannot trace it "

@@ -75,7 +75,7 @@ def _refuse(source: Source, options: argparse.Namespace) -> None:
 
 
 def _export(source: Source, target: Path, options: argparse.Namespace, progress: Progress) -> Facts:
-    from exporters._genai import write_genai_config
+    from exporters._genai import ends, write_genai_config
     from exporters._onnx_check import TOLERANCE, check
     from exporters._onnx_graph import quantise, write_graph
     from prunecomp.checkpoint.files import carry_over
@@ -85,6 +85,7 @@ def _export(source: Source, target: Path, options: argparse.Namespace, progress:
     with source.directory(target, progress) as directory:
         progress.say(f"tracing {source.checkpoint.path} in {precision}")
         model = _load(directory, DTYPES[precision])
+        tokens = ends(directory, model)
         # one tensor cannot be read both as eight bits and as it is
         share = source.checkpoint.tied and precision != "int8"
         narrow = precision == "bf16"
@@ -99,7 +100,7 @@ def _export(source: Source, target: Path, options: argparse.Namespace, progress:
         difference = check(path, model, precision)
         carry_over(directory, target)
         _write_config(directory, target, DTYPES[precision])
-        write_genai_config(target, path, model)
+        write_genai_config(target, path, model, tokens)
     return {
         "precision": precision,
         "opset": options.opset,

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from prunecomp.errors import printable
+from prunecomp.hub import cached_repository
 from prunecomp.plan import PrunePlan
+from prunecomp.published import published
+
+if TYPE_CHECKING:
+    from prunecomp.checkpoint.converted import Converted
 
 _TEMPLATE = """\
 # {short} without {removed_count} of {depth} layers
@@ -23,7 +31,7 @@ prunecomp without training ([Prune&Comp](https://arxiv.org/abs/2507.18212)). It 
 | metric, strategy | {metric}, {strategy} |
 | compensation | {compensation} |
 | calibration | {calibration} |
-{sizes}
+{sizes}{source}
 ## Perplexity
 
 {perplexity}
@@ -46,12 +54,18 @@ _PLAIN = """\
 
 This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No layer was removed.
 `prunecomp.json` says how it was made.
-"""
+{source}"""
 
 _CHECKPOINT = "checkpoint: stock transformers and vLLM load it"
 _AGAIN = "`cli.py apply SOURCE prunecomp.json --output DIR` repeats this\ndirectory byte for byte."
-#: What a card says of licence and origin, each on a line of its own.
+#: What a card says of licence and origin.
 _CARRIED = ("license", "license_name", "license_link", "base_model")
+#: Bytes of a card that are read for it.
+_MOST_BYTES = 1 << 16
+_MOST_VALUES, _MOST_CHARACTERS = 50, 500
+#: A repository on the hub; some old ones have no owner.
+_MODEL = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_MARKDOWN = re.compile(r"[\\`*<>\[\]|]")
 
 
 @dataclass(frozen=True)
@@ -59,46 +73,83 @@ class Origin:
     """What a card's front matter says of where a model comes from.
 
     Attributes:
-        base_model: hub repository of the model that it was made from, where that is known.
-        license: lines of front matter that the source's own card has.
+        base_model: hub repositories of the model, or models, that it was made from, where that is
+            known.
+        license: the keys about it that the source's own card has.
     """
 
-    base_model: str | None = None
-    license: tuple[str, ...] = ()
+    base_model: str | list[str] | None = None
+    license: Mapping[str, str | list[str]] = field(default_factory=dict)
 
 
 def origin_of(source: Path, base_model: str | None) -> Origin:
-    """What is known of the model directory `source`, from its own card.
+    """What is known of the model directory `source`, from its own card and its place.
 
     Args:
         base_model: the hub repository that it is, where that is known for sure.
     """
+    said = _said(source / "README.md")
+    base = said.pop("base_model", None)
+    if base_model is not None:
+        base = base_model.partition("@")[0]
+    return Origin(base or cached_repository(str(source.absolute())), said)
+
+
+def _said(card: Path) -> dict[str, str | list[str]]:
+    """What a card's front matter says under the keys of `_CARRIED`, where it is of a sound kind."""
+    import yaml
+
     try:
-        text = (source / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    matter = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    lines = re.findall(r"^([a-z_]+): *(\S.*)$", matter[1] if matter else "", re.M)
-    said = {key: value for key, value in lines if key in _CARRIED}
-    base = base_model or said.pop("base_model", "").strip("\"'")
-    terms = tuple(f"{key}: {value}" for key, value in said.items() if key != "base_model")
-    return Origin(base.partition("@")[0] or None, terms)
+        with card.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("utf-8-sig", errors="ignore")
+        matter = re.match(r"---\s*\n(.*?\n)---\s*\n", text.replace("\r\n", "\n"), re.DOTALL)
+        found = yaml.safe_load(matter[1]) if matter else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}  # no card, or one that no reader understands
+    if not isinstance(found, dict):
+        return {}
+    values = {key: _sound(found[key], key) for key in _CARRIED if key in found}
+    return {key: value for key, value in values.items() if value}
+
+
+def _sound(value: Any, key: str) -> str | list[str]:
+    """`value`, or what of a list of values is sound: short texts, or names of repositories."""
+    if isinstance(value, list):
+        return [item for item in value[:_MOST_VALUES] if _is_sound(item, key)]
+    return value if _is_sound(value, key) else ""
+
+
+def _is_sound(value: Any, key: str) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_CHARACTERS:
+        return False
+    return bool(_MODEL.fullmatch(value)) if key == "base_model" else value.isprintable()
 
 
 def _front_matter(origin: Origin, library: str, tags: Sequence[str]) -> str:
-    lines = [f"base_model: {origin.base_model}"] if origin.base_model else []
-    lines += [*origin.license, f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
-    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", "", ""])
+    import yaml
+
+    matter: dict[str, Any] = {"base_model": origin.base_model} if origin.base_model else {}
+    matter |= {
+        **origin.license, "library_name": library, "pipeline_tag": "text-generation",
+        "tags": list(tags),
+    }  # fmt: skip
+    text = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{text}---\n\n"
 
 
-def _public(name: str) -> str:
-    """Without the folders of the machine that it was made on, which are nobody's business."""
-    return re.sub(r"(^|\()/.*/", r"\1", name)  # "/a/b.txt", "calibration (/a/b.txt)"
+def _text(value: str) -> str:
+    """`value`, which a file or a path holds, as text of a card: on one line, and no markup."""
+    return _MARKDOWN.sub(r"\\\g<0>", printable(value))
+
+
+def _code(value: str) -> str:
+    """The same between backticks, where nothing can be escaped."""
+    return printable(value).replace("`", "'").replace("|", "/")
 
 
 def _short(name: str) -> str:
     """The last part of a path or of a repository's name, without a revision."""
-    return name.rstrip("/").rpartition("/")[2].partition("@")[0] or name
+    return _text(name.rstrip("/").rpartition("/")[2].partition("@")[0] or name)
 
 
 def _front(prefix: Sequence[int]) -> str:
@@ -112,7 +163,7 @@ def _perplexity(plan: PrunePlan) -> str:
     lines = ["| text | base | pruned |", "|---|---:|---:|"]
     for text, values in plan.perplexity.items():
         pruned = f"{values['pruned']:.3f}" if "pruned" in values else "not measured at this depth"
-        lines.append(f"| {_public(text)} | {values['base']:.3f} | {pruned} |")
+        lines.append(f"| {_text(text)} | {values['base']:.3f} | {pruned} |")
     lines.append("")
     lines.append(
         "Calibration text is what the layers and factors were chosen on, so its figure flatters."
@@ -128,10 +179,18 @@ def _sizes(parameters: tuple[int, int] | None, nbytes: tuple[int, int] | None) -
     )
 
 
+def _source(converted: Converted | None) -> str:
+    """A paragraph on the file that the source was converted from."""
+    if converted is None:
+        return ""
+    text = f"{converted.told()}. Its SHA-256 is `{converted.sha256}`."
+    return "\n" + textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
+
+
 def model_card(
     plan: PrunePlan, *, origin: Origin, parameters: tuple[int, int] | None = None,
     nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
-    library: str = "transformers", tags: Sequence[str] = (),
+    library: str = "transformers", tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a compressed model.
 
@@ -142,28 +201,31 @@ def model_card(
         again: how it is made again.
         library: that loads it, as the hub calls it.
         tags: further ones.
+        converted: what the source was converted from, if it was.
     """
+    plan = published(plan)
     recipe, calibration = plan.recipe, plan.calibration
     folded = "" if recipe.compensation == "none" else f", folded {recipe.fold}"
     matter = _front_matter(origin, library, ["prunecomp", "depth-pruning", *tags])
     return matter + _TEMPLATE.format(
         short=_short(plan.source.name),
-        name=_public(plan.source.name),
-        model_type=plan.source.model_type,
+        name=_code(plan.source.name),
+        model_type=_text(plan.source.model_type),
         kind=kind,
         again=again,
         removed_count=len(plan.removed),
         depth=plan.source.num_hidden_layers,
         removed=", ".join(map(str, plan.removed)),
         kept=", ".join(map(str, plan.kept)),
-        metric=recipe.metric,
-        strategy=recipe.strategy,
-        compensation=recipe.compensation + folded,
+        metric=_text(recipe.metric),
+        strategy=_text(recipe.strategy),
+        compensation=_text(recipe.compensation) + folded,
         calibration=(
-            f"{_public(calibration.source)}, {calibration.samples} x {calibration.seq_len} tokens, "
+            f"{_text(calibration.source)}, {calibration.samples} x {calibration.seq_len} tokens, "
             f"seed {calibration.seed}" + _front(calibration.prefix)
         ),
         sizes=_sizes(parameters, nbytes),
+        source=_source(converted),
         perplexity=_perplexity(plan),
         rounds="\n".join(
             f"| {n} | {', '.join(map(str, r.removed))} | {r.factor:.6f} |"
@@ -174,23 +236,31 @@ def model_card(
 
 def plain_card(
     name: str, model_type: str, *, origin: Origin, kind: str, library: str,
-    tags: Sequence[str] = (),
+    tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a model that was only converted; arguments as in `model_card`."""
-    text = _PLAIN.format(short=_short(name), name=name, model_type=model_type, kind=kind)
+    text = _PLAIN.format(
+        short=_short(name),
+        name=_code(name),
+        model_type=_text(model_type),
+        kind=kind,
+        source=_source(converted),
+    )
     return _front_matter(origin, library, ["prunecomp", *tags]) + text
 
 
 def export_card(
     plan: PrunePlan | None, *, name: str, model_type: str, format: str, origin: Origin,
-    library: str = "transformers",
+    library: str = "transformers", converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of an exported model; `plan` is what it went through, if anything."""
     if format == "safetensors":
         kind, tags = _CHECKPOINT, []
     else:
         kind, tags = f"model in {format} format: what loads that format loads it", [format]
-    common = {"origin": origin, "kind": kind, "library": library, "tags": tags}
+    common = {
+        "origin": origin, "kind": kind, "library": library, "tags": tags, "converted": converted,
+    }  # fmt: skip
     if plan is None:
         return plain_card(name, model_type, **common)
     again = "`prunecomp.json` also has\nthe settings of the export."

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import INTERRUPTED, PruneCompError
+from prunecomp.errors import INTERRUPTED, PruneCompError, printable
+from prunecomp.limits import MAX_LINE
 
 #: What other packages would say on stderr; who sets one of these hears it.
 SILENCE = {
@@ -23,6 +25,9 @@ SILENCE = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+#: What an error's line begins with.
+ERROR = "error: "
+_LONG_WORD = 80
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = ("out of memory", "can't allocate memory")  # what torch says, of CUDA and of the CPU
 
@@ -118,5 +123,34 @@ def explain(
         message += f"{error.strerror or error}; check space and permissions"
     elif isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         message = "out of memory; use smaller --batch-size, --samples or --seq-len"
-    line = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
-    return (code, line) if message else None
+    return (code, shortened(message)) if message else None
+
+
+def shortened(message: str) -> str:
+    """`message` on one line of at most `MAX_LINE` characters, the word before it included.
+
+    Where it is longer, the middle goes: what is wrong and where stands in front, what to do about
+    it behind the last semicolon. Before that, single long words lose their middle, but for the
+    path at the start.
+    """
+    line = printable(" ".join(message.splitlines()))
+    most = MAX_LINE - len(ERROR)
+    if len(line) <= most:
+        return line
+    first, colon, rest = line.partition(": ")
+    if not colon:
+        first, rest = "", line
+    rest = re.sub(rf"\S{{{_LONG_WORD},}}", _without_middle, rest)
+    if len(first) > most // 2:
+        first = f"...{first[-most // 2 :]}"
+    line = f"{first}{colon}{rest}"
+    if len(line) <= most:
+        return line
+    semicolon = rest.rfind("; ")
+    remedy = rest[semicolon:] if semicolon >= 0 else rest[-most // 4 :]
+    remedy = remedy if len(remedy) <= most // 3 else f"{remedy[: most // 3 - 4]} ..."
+    return f"{line[: most - len(remedy) - 4]} ...{remedy}"
+
+
+def _without_middle(word: re.Match[str]) -> str:
+    return f"{word[0][: _LONG_WORD // 2]}...{word[0][-_LONG_WORD // 4 :]}"

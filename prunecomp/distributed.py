@@ -79,6 +79,17 @@ class Group:
             torch.distributed.all_gather_object(parts, value, group=self.main_memory)
         return parts
 
+    def wait_for_first(self) -> None:
+        """Until the first process is here as well.
+
+        Raises:
+            PruneCompError: another process has ended.
+        """
+        import torch
+
+        if self.world > 1:
+            self.gather(torch.zeros(1))
+
     def sum_(self, values: torch.Tensor) -> None:
         """Adds up those of all processes, in place.
 

@@ -5,6 +5,8 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import reprlib
+
 #: What a signal has ended: 128 + SIGINT, as shells have it.
 INTERRUPTED = 130
 
@@ -65,3 +67,29 @@ class InterruptedRunError(PruneCompError):
     """Ctrl-C or SIGTERM, in a command that keeps what it has finished."""
 
     exit_code = INTERRUPTED
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
+
+
+def brief(value: object) -> str:
+    """`value`, which a file holds, as a message shows it: like `repr`, but never long.
+
+    Control characters are escaped, as `repr` does it.
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else f"{text[:50]}...{text[-20:]}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with whatever a terminal or a reader would not show as it is escaped.
+
+    Control characters (of a terminal as well), line separators, marks that turn the direction of
+    writing and halves of surrogate pairs become what `repr` shows for them; a tab becomes a space.
+    """
+    text = text.replace("\t", " ")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

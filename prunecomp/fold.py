@@ -30,6 +30,7 @@ rounds are applied to that value; those of earlier ones and of its own are in it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -45,13 +46,26 @@ from prunecomp.rounds import Repair
 _HALF = {torch.bfloat16, torch.float16}
 
 
-def _all_finite(tensor: torch.Tensor) -> bool:
+def _ends(tensor: torch.Tensor) -> tuple[float, float]:
+    """Smallest and largest value; NaN is both."""
     if not tensor.numel():
-        return True
+        return 0.0, 0.0
     if tensor.dtype.itemsize == 1:
         tensor = tensor.to(torch.float32)
-    # NaN is both the smallest and the largest value; isfinite itself is far slower
-    return all(torch.isfinite(end) for end in torch.aminmax(tensor))
+    # isfinite itself is far slower
+    low, high = torch.aminmax(tensor)
+    return low.item(), high.item()
+
+
+def _vanishes(before: torch.Tensor, after: torch.Tensor, peak: float) -> bool:
+    """Whether values that their dtype held exactly are all too small for that now, or zero.
+
+    Args:
+        peak: largest absolute value of `after`.
+    """
+    if not after.is_floating_point() or peak >= torch.finfo(after.dtype).smallest_normal:
+        return False
+    return max(map(abs, _ends(before))) >= torch.finfo(before.dtype).smallest_normal
 
 
 #: Reads a tensor by its name in the source, or by its key in a sidecar; of an elementwise edit,
@@ -138,7 +152,7 @@ class TensorEdit:
         torch multiplies a half-precision tensor by a number in fp32 as well, ten times as fast.
 
         Raises:
-            NumericError: the result overflows the dtype.
+            NumericError: the result overflows the dtype, or vanishes in it.
         """
         tensor = read(self.source)
         dtype = tensor.dtype if dtype is None else dtype
@@ -153,13 +167,21 @@ class TensorEdit:
             if self.unit_offset:
                 value += self.scale - 1.0
             scaled = value.to(dtype)
-        if not _all_finite(scaled):
+        low, high = _ends(scaled)
+        exact = self.is_identity or self.unit_offset
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise self._reason(tensor, dtype)
+        if not exact and _vanishes(tensor, scaled, max(abs(low), abs(high))):
+            raise NumericError(
+                f"{self.replaces}: times {self.scale:.6g} is too small for {dtype} (largest value "
+                f"{max(map(abs, _ends(tensor))):.6g}); use bfloat16, or make the plan again if it "
+                "was edited"
+            )
         return scaled
 
     def _reason(self, tensor: torch.Tensor, dtype: torch.dtype) -> PruneCompError:
         """Why the value is not finite."""
-        if not _all_finite(tensor):
+        if not all(map(math.isfinite, _ends(tensor))):
             return CheckpointError(
                 f"{self.replaces} holds NaN or infinity, so the model gives no numbers; restore "
                 "the file, or repeat the merge or conversion that made it"

@@ -7,14 +7,26 @@ from pathlib import Path
 
 from prunecomp.errors import CheckpointError, InterruptedUploadError, PruneCompError, UsageError
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+#: Where huggingface_hub keeps what it has fetched.
+_SNAPSHOT = re.compile(r"models--([\w.-]+)[/\\]snapshots[/\\][0-9a-f]{40}[/\\]?", re.ASCII)
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether `name` has the form ``OWNER/NAME``, with or without ``@REVISION``."""
+    return bool(_REPOSITORY.fullmatch(name)) and len(name) <= 200
+
+
+def cached_repository(path: str) -> str | None:
+    """``OWNER/NAME`` of a snapshot in the hub's cache; None for all other paths."""
+    folders = re.split(r"[/\\](?=models--)", path)
+    found = _SNAPSHOT.fullmatch(folders[-1])
+    return found[1].replace("--", "/", 1) if found else None
 
 
 def is_repository(name: str) -> bool:
     """Whether `name` means a repository on the hub: ``OWNER/NAME``, and no such path exists."""
-    return (
-        not Path(name).exists() and not name.startswith(".") and bool(_REPOSITORY.fullmatch(name))
-    )
+    return not Path(name).exists() and not name.startswith(".") and is_repository_name(name)
 
 
 def local_directory(name: str) -> Path:
@@ -64,7 +76,7 @@ def check_upload(repository: str) -> None:
     """
     from huggingface_hub import get_token
 
-    if not _REPOSITORY.fullmatch(repository) or "@" in repository:
+    if not is_repository_name(repository) or "@" in repository:
         raise UsageError(f"--push-to-hub {repository}: give the repository as OWNER/NAME")
     if not get_token():
         raise UsageError(

@@ -197,6 +197,7 @@ def inspect_model(
     return {
         "model": name,
         "path": str(checkpoint.path),
+        "converted_from": checkpoint.converted.facts() if checkpoint.converted else None,
         "model_type": family.model_type,
         "architecture": (checkpoint.config.get("architectures") or family.architectures)[0],
         "num_hidden_layers": checkpoint.num_hidden_layers,

@@ -255,8 +255,9 @@ def _moments(
     }
     freed = {"freed temporaries that the allocator keeps": kept, **holes}
     layer = {"a layer's temporaries": sum(blocks), **holes}
+    reading = max(0, load.reading - SLACK) * host  # code that is used later is not there yet
     moments = {
-        "reading": {"text that is read and tokenised": load.reading * host},
+        "reading": {"text that is read and tokenised": reading},
         "loading": loading,
         "layers": {**running, "evaluation": 3 * evaluation, **layer},
         "embeddings": {**ends, **freed},

@@ -13,21 +13,24 @@ from prunecomp.card import model_card, origin_of
 from prunecomp.checkpoint.files import resolved_config
 from prunecomp.checkpoint.output import output_directory
 from prunecomp.checkpoint.reader import Checkpoint
+from prunecomp.checkpoint.tokenizer_files import tokenizer_notes, tokenizer_sha256
 from prunecomp.compensators import COMPENSATORS
 from prunecomp.errors import NumericError, PlanError, UsageError
 from prunecomp.fold import choose_fold
 from prunecomp.hub import is_repository
-from prunecomp.manifest import MANIFEST_FILE, versions, write_manifest
+from prunecomp.manifest import MANIFEST_FILE, converted_facts, versions, write_manifest
 from prunecomp.metrics import METRICS
 from prunecomp.plan import CalibrationRecord, PrunePlan, Recipe, SourceModel
+from prunecomp.plan_checks import check_recipe, check_rounds
 from prunecomp.progress import Progress
 from prunecomp.rewrite import rewrite_model
-from prunecomp.selection import check_recipe, select
+from prunecomp.selection import candidates, select
 from prunecomp.sizes import parse_bytes
 from prunecomp.verify import check_source_model
 
 if TYPE_CHECKING:
     from prunecomp.calibration.data import CalibrationSet
+    from prunecomp.families.base import ModelFamily
 
 EVALUATION_SAMPLES = 64
 STRATEGIES = ("iterative", "one-shot")
@@ -69,7 +72,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Written:
-    """What `apply_plan` wrote."""
+    """What `apply_plan` wrote; `warnings` are what the user should know of it."""
 
     output: Path
     files: list[str]
@@ -79,6 +82,7 @@ class Written:
     source_nbytes: int
     checks: list[str] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "output": str(self.output)}
@@ -184,7 +188,7 @@ def empty_plan(
     return PrunePlan(
         source=SourceModel(
             name, checkpoint.family.model_type, checkpoint.num_hidden_layers,
-            checkpoint.sha256(), on_hub=is_repository(name),
+            checkpoint.sha256(), is_repository(name), tokenizer_sha256(checkpoint.path),
         ),
         recipe=recipe,
         calibration=CalibrationRecord(
@@ -225,7 +229,7 @@ def make_plan(
     on_texts(calibration)
     plan = empty_plan(checkpoint, recipe, request, calibration, name=name)
     if resume is not None:
-        plan = _resumed(plan, resume)
+        plan = _resumed(plan, resume, checkpoint.family)
     samples, seq_len = calibration.input_ids.shape
     if request.samples and samples < request.samples:
         progress.say(
@@ -283,7 +287,7 @@ def _evaluation_name(request: PlanRequest) -> str:
     return f"{name}, held-out part" if name == request.calibration else name
 
 
-def _resumed(plan: PrunePlan, old: PrunePlan) -> PrunePlan:
+def _resumed(plan: PrunePlan, old: PrunePlan, family: ModelFamily) -> PrunePlan:
     """`plan` with the rounds of `old`, which must have been made in the same way."""
     # A plan may be continued to a greater depth, but a block of N layers is chosen as a whole.
     free = {} if METRICS.get(plan.recipe.metric).block else {"num_removed": 0}
@@ -306,7 +310,22 @@ def _resumed(plan: PrunePlan, old: PrunePlan) -> PrunePlan:
             f"cannot resume: the plan removes {len(old.removed)} layers already; "
             "use apply --rounds for a shallower cut"
         )
-    return dataclasses.replace(plan, rounds=old.rounds)
+    resumed = dataclasses.replace(plan, rounds=old.rounds)
+    check_rounds(resumed, family, where="cannot resume: the plan")
+    if old.rounds and plan.recipe.strategy == "one-shot" and free:
+        _check_ranking(resumed, family)
+    return resumed
+
+
+def _check_ranking(plan: PrunePlan, family: ModelFamily) -> None:
+    """Where layers are ranked once, the scores of the first round are what all others go by."""
+    layers = range(plan.source.num_hidden_layers)
+    ranked = {layers[p] for p in candidates(plan, layers, family.removal_unit)}
+    if gap := ranked - plan.rounds[0].scores.keys():
+        raise PlanError(
+            f"cannot resume: round 1 of the plan has no score of layer {min(gap)}; start afresh "
+            "without --resume"
+        )
 
 
 def apply_plan(
@@ -334,8 +353,9 @@ def apply_plan(
     """
     limit = None if max_memory is None else parse_bytes(max_memory, option="--max-memory")
     source_parameters = checkpoint.dense.parameters(checkpoint)
+    warnings = tokenizer_notes(checkpoint.path, plan.source.tokenizer_sha256)
     with output_directory(
-        output, overwrite=overwrite, source=checkpoint.path, note=progress.say
+        output, overwrite=overwrite, source=checkpoint.home, note=progress.say
     ) as partial:
         done = rewrite_model(
             checkpoint, plan, partial, progress=progress, compare=compare,
@@ -344,18 +364,22 @@ def apply_plan(
         written = Written(
             output, sorted([*done.files, "README.md", MANIFEST_FILE]), done.parameters,
             source_parameters, done.nbytes, checkpoint.index.nbytes, done.checks, done.comparison,
+            warnings,
         )  # fmt: skip
         card = model_card(
             plan,
             origin=origin_of(checkpoint.path, plan.source.name if plan.source.on_hub else None),
             parameters=(done.parameters, source_parameters),
             nbytes=(done.nbytes, checkpoint.index.nbytes),
+            converted=checkpoint.converted,
         )  # fmt: skip
         (partial / "README.md").write_text(card, encoding="utf-8")
         write_manifest(
             partial, plan, checks=done.checks, comparison=done.comparison,
-            edited_tensors=done.edited_tensors,
+            edited_tensors=done.edited_tensors, **converted_facts(checkpoint),
         )  # fmt: skip
+    for warning in warnings:
+        progress.say(f"note: {warning}")
     return written
 
 

@@ -3,21 +3,25 @@
 Choosing layers needs the model and is expensive; applying a choice needs only files and is cheap.
 A `PrunePlan` is everything that passes from the one to the other: which layers go, in which
 order, with which factor, and what is needed to repeat the run. It is plain data, serialised as
-JSON, and imports nothing but the standard library.
+JSON, and imports nothing heavy. What a file says is checked here as far as it can be without the
+model, and by `prunecomp.plan_checks` against the model.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import json
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import PlanError
+from prunecomp.errors import PlanError, brief
+from prunecomp.hub import is_repository_name
+from prunecomp.json_files import read_json
+from prunecomp.limits import MAX_LAYERS, MAX_SCALE
+from prunecomp.records import RecordError, parse
 from prunecomp.rounds import Matrices, PruneRound, RemoveSpan, Scale, Span
 
 __all__ = ["Matrices", "PrunePlan", "PruneRound", "RemoveSpan", "Scale", "Span", "read_plan"]
@@ -39,7 +43,7 @@ class Recipe:
     protect_last: int
     dtype: str
     device: str
-    options: Mapping[str, Any] = field(default_factory=dict)  # of plans that have it: empty
+    options: Mapping[str, Any] = field(default_factory=dict)  # empty, in plans that have it
     exact_prefix: bool = False
 
 
@@ -50,6 +54,8 @@ class SourceModel:
     `sha256` maps each file that determines the model's function (config and weights) to the
     SHA-256 of its bytes; for files on the hub this is the digest that the hub itself shows.
     `on_hub` says whether `name` is a repository on the hub rather than a directory.
+    `tokenizer_sha256` has the same digests of the tokenizer's files: they decided which tokens the
+    text became, and nothing else of the plan.
     """
 
     name: str
@@ -57,6 +63,7 @@ class SourceModel:
     num_hidden_layers: int
     sha256: Mapping[str, str]
     on_hub: bool = False
+    tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,28 +82,6 @@ class CalibrationRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     bos: str = "none"
     prefix: tuple[int, ...] = ()
-
-
-_MAX_DEPTH = 10_000  # no decoder is near it; a damaged number must not make us list that many
-_KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
-
-
-def _checked(record: Any) -> Any:
-    """`record`, a dataclass, whose fields hold what their annotations say.
-
-    Raises:
-        TypeError: one does not.
-    """
-    for item in dataclasses.fields(record):
-        value, kind = getattr(record, item.name), _KINDS[str(item.type).partition("[")[0]]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"{item.name} is {value!r}")
-    return record
-
-
-def _calibration(document: Mapping[str, Any]) -> CalibrationRecord:
-    prefix = tuple(operator.index(token) for token in document.get("prefix", ()))
-    return _checked(CalibrationRecord(**{**document, "prefix": prefix}))
 
 
 @dataclass(frozen=True)
@@ -174,12 +159,13 @@ class PrunePlan:
                 f"--rounds {rounds}: this plan has {len(self.rounds)} round(s); "
                 f"give a number from 1 to {len(self.rounds)}"
             )
-        if rounds == len(self.rounds):
-            return self
         kept = self.rounds[:rounds]
+        removed = sum(len(r.removed) for r in kept)
+        if removed == self.recipe.num_removed:
+            return self
         return dataclasses.replace(
             self,
-            recipe=dataclasses.replace(self.recipe, num_removed=sum(len(r.removed) for r in kept)),
+            recipe=dataclasses.replace(self.recipe, num_removed=removed),
             rounds=kept,
             perplexity={name: {"base": p["base"]} for name, p in self.perplexity.items()},
         )
@@ -207,67 +193,104 @@ class PrunePlan:
         version = document["schema_version"]
         if type(version) is not int or version not in READ_VERSIONS:
             raise PlanError(
-                f"{where}: schema version {version}, but this version of "
-                f"prunecomp reads version {READ_VERSIONS[0]} to {READ_VERSIONS[-1]}; make the plan "
-                "again"
+                f"{where}: schema version {brief(version)}, but this version of prunecomp reads "
+                f"version {READ_VERSIONS[0]} to {READ_VERSIONS[-1]}; make the plan again"
             )
         try:
-            plan = cls(
-                source=_checked(SourceModel(**document["source"])),
-                recipe=_checked(Recipe(**document["recipe"])),
-                calibration=_calibration(document["calibration"]),
-                rounds=tuple(PruneRound.from_json(r) for r in document["rounds"]),
-                perplexity=document["perplexity"],
-                versions=document["versions"],
-                conditions=document.get("conditions", {}),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"{where}: malformed plan ({error!r}); make it again") from error
-        plan._check_fields(where)
-        plan._check_rounds(where)
+            plain = {k: v for k, v in document.items() if k not in (*_DERIVED, "rounds")}
+            plan = parse(cls, plain, "")
+            _check_values(document, plan)
+            plan = dataclasses.replace(plan, rounds=_rounds(document["rounds"]))
+        except RecordError as error:
+            raise PlanError(f"{where}: malformed plan ({error}); make it again") from error
+        try:
+            _check_rounds(plan)
+            _check_scales(plan)
+            _check_derived(document, plan)
+        except RecordError as error:
+            raise PlanError(f"{where}: {error}; make the plan again") from error
         return plan
 
-    def _check_fields(self, where: str) -> None:
-        sound = {
-            "source.num_hidden_layers": 0 < self.source.num_hidden_layers <= _MAX_DEPTH,
-            "recipe.fold": self.recipe.fold in {"downstream", "upstream"},
-            "perplexity": isinstance(self.perplexity, dict)
-            and all(
-                isinstance(p, dict)
-                and "base" in p
-                and all(isinstance(value, float | int) for value in p.values())
-                for p in self.perplexity.values()
-            ),
-            "versions": isinstance(self.versions, dict),
-            "conditions": isinstance(self.conditions, dict),
-        }
-        for name, is_sound in sound.items():
-            if not is_sound:
-                raise PlanError(f"{where}: malformed plan (the value of {name}); make it again")
 
-    def _check_rounds(self, where: str) -> None:
-        depth, seen = self.source.num_hidden_layers, set[int]()
-        for number, r in enumerate(self.rounds, start=1):
-            live = [i for i in range(depth) if i not in seen]
-            if not r.removed or any(i not in live for i in r.removed):
-                raise PlanError(
-                    f"{where}: round {number} removes {list(r.removed)}, which are not layers of "
-                    f"the model at that point; make the plan again"
-                )
-            first = live.index(r.removed[0])
-            if tuple(live[first : first + len(r.removed)]) != r.removed:
-                raise PlanError(
-                    f"{where}: round {number} removes {list(r.removed)}, which are not neighbours; "
-                    f"make the plan again"
-                )
-            if not r.is_sound:
-                raise PlanError(
-                    f"{where}: round {number} has factor {r.factor}; a factor is finite and "
-                    f"positive; make the plan again"
-                )
-            seen.update(r.removed)
-        if self.rounds and len(seen) >= depth:
-            raise PlanError(f"{where}: removes all {depth} layers; at least one must stay")
+#: What `to_json` adds for those who read the file without this package.
+_DERIVED = ("schema_version", "removed_layers", "kept_layers")
+
+
+def _rounds(entries: Any) -> tuple[PruneRound, ...]:
+    if not isinstance(entries, list):
+        raise RecordError(f"rounds: {brief(entries)} is not what this version expects there")
+    return tuple(PruneRound.from_json(e, f"rounds[{n}]") for n, e in enumerate(entries))
+
+
+def _check_values(document: Mapping[str, Any], plan: PrunePlan) -> None:
+    """Refuses what no annotation can exclude."""
+    for name in ("rounds", "perplexity", "versions"):
+        if name not in document:
+            raise RecordError(f"the key {name!r} is missing")
+    source = plan.source
+    sound = {
+        "source.num_hidden_layers": 0 < source.num_hidden_layers <= MAX_LAYERS,
+        "source.name": not source.on_hub or is_repository_name(source.name),
+        "recipe.fold": plan.recipe.fold in {"downstream", "upstream"},
+        "perplexity": all("base" in values for values in plan.perplexity.values()),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            group, _, key = name.partition(".")
+            value = document[group][key] if key else document[group]
+            raise RecordError(f"{name} is {brief(value)}")
+
+
+def _check_rounds(plan: PrunePlan) -> None:
+    """Every round removes neighbours among the layers that are left at that point."""
+    depth = plan.source.num_hidden_layers
+    live, gone = list(range(depth)), set[int]()
+    for number, r in enumerate(plan.rounds, start=1):
+        removed = list(r.removed)
+        if not removed or any(i in gone or not 0 <= i < depth for i in removed):
+            raise RecordError(
+                f"round {number} removes {brief(removed)}, which are not layers of the model at "
+                "that point"
+            )
+        first = bisect.bisect_left(live, removed[0])
+        if live[first : first + len(removed)] != removed:
+            raise RecordError(f"round {number} removes {brief(removed)}, which are not neighbours")
+        if len(removed) == len(live):
+            raise RecordError(f"removes all {depth} layers; at least one must stay")
+        del live[first : first + len(removed)]
+        gone.update(removed)
+
+
+def _check_scales(plan: PrunePlan) -> None:
+    """Factors, and their products, are finite, positive and within reason."""
+    for number, r in enumerate(plan.rounds, start=1):
+        if not 1 / MAX_SCALE <= r.factor <= MAX_SCALE:
+            raise RecordError(
+                f"round {number} has factor {r.factor}; a factor is finite and positive, and no "
+                "model's is so far from one"
+            )
+    product = 1.0
+    for r in sorted(plan.rounds, key=lambda r: r.removed[0], reverse=True):
+        product *= r.factor
+        if not 1 / MAX_SCALE <= product <= MAX_SCALE:
+            raise RecordError(
+                f"the factors of the rounds come to {product:.6g} before layer {r.removed[0]}, "
+                "which no dtype holds"
+            )
+
+
+def _check_derived(document: Mapping[str, Any], plan: PrunePlan) -> None:
+    """What the file says of its rounds beside them is true; a plan may be unfinished, though."""
+    if plan.recipe.num_removed < len(plan.removed):
+        raise RecordError(
+            f"recipe.num_removed is {plan.recipe.num_removed}, but the rounds remove "
+            f"{len(plan.removed)} layers"
+        )
+    for name, layers in (("removed_layers", plan.removed), ("kept_layers", plan.kept)):
+        if name in document and document[name] != list(layers):
+            raise RecordError(
+                f"{name} is {brief(document[name])}, but the rounds say {brief(list(layers))}"
+            )
 
 
 def read_plan(path: Path) -> PrunePlan:
@@ -276,12 +299,7 @@ def read_plan(path: Path) -> PrunePlan:
     Raises:
         PlanError: unreadable or not a valid plan.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PlanError(
-            f"{path}: cannot read the plan ({error}); name a file from `plan`"
-        ) from error
+    document = read_json(path, PlanError, "name a file from `plan`, or make it again")
     if isinstance(document, dict) and "plan" in document:
         document = document["plan"]
     return PrunePlan.from_json(document, where=str(path)).beside(path.parent)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from prunecomp.errors import printable
+
 T = TypeVar("T")
 
 _LINE_SECONDS = 10.0
@@ -48,7 +50,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            sys.stderr.write(message + "\n")
+            sys.stderr.write(printable(message) + "\n")
             sys.stderr.flush()
 
     def bar(self, total: int, description: str, *, unit: str = "it"):
@@ -62,8 +64,9 @@ class Progress:
             "mininterval": _LINE_SECONDS, "maxinterval": _LINE_SECONDS, "delay": _LINE_SECONDS,
         }  # fmt: skip
         return _bar_class()(
-            total=total, desc=description, unit=unit, unit_scale=unit == "B", leave=False,
-            disable=self.quiet, file=sys.stderr if terminal else _Lines(sys.stderr), **pace,
+            total=total, desc=printable(description), unit=unit, unit_scale=unit == "B",
+            leave=False, disable=self.quiet,
+            file=sys.stderr if terminal else _Lines(sys.stderr), **pace,
         )  # fmt: skip
 
     def track(self, items: Iterable[T], description: str, *, total: int, unit: str) -> Iterator[T]:

@@ -23,6 +23,7 @@ from prunecomp.checkpoint.writer import write_index, write_weights
 from prunecomp.errors import PlanError
 from prunecomp.fold import Edit, TensorEdit, compile_edits
 from prunecomp.plan import PrunePlan
+from prunecomp.plan_checks import check_plan
 from prunecomp.progress import Progress
 from prunecomp.verify import check_written, model_of
 
@@ -59,7 +60,7 @@ def check_source(checkpoint: Checkpoint, plan: PrunePlan, *, read: bool = True) 
     differing += sorted(found.keys() - expected.keys())
     if differing or checkpoint.num_hidden_layers != plan.source.num_hidden_layers:
         raise PlanError(
-            f"{checkpoint.path}: the plan was made for another model ({plan.source.name}): "
+            f"{checkpoint.home}: the plan was made for another model ({plan.source.name}): "
             f"{differing[0] if differing else 'the depth'} differs; give the model that was planned"
         )
 
@@ -157,6 +158,9 @@ def rewrite_model(
         edits = tuple(TensorEdit(name, name) for name in checkpoint)
     else:
         kept = plan.kept
+        check_plan(
+            plan, checkpoint.family, checkpoint.num_hidden_layers, tied=checkpoint.tied
+        )  # fmt: skip
         check_source(checkpoint, plan, read=False)
         edits = compile_edits(
             plan, checkpoint.family, checkpoint, tied=checkpoint.tied, held=checkpoint.held

@@ -1,18 +1,19 @@
 """One round of a plan: which layers go (the cut), and what closes the gap that they leave (repair).
 
 Both are tagged unions: a class for each kind, whose fields stand in the round's JSON beside its
-tag. A further kind is a further class in `CUTS` or `REPAIRS`. Plain data, standard library only.
+tag. A further kind is a further class in `CUTS` or `REPAIRS`. Plain data, without torch.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+
+from prunecomp.errors import brief
+from prunecomp.records import RecordError, parse
 
 #: A span of layers by original index; a single layer is a span of length one.
 Span = tuple[int, ...]
@@ -32,8 +33,8 @@ class RemoveSpan:
         return {"removed": list(self.removed)}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> RemoveSpan:
-        return cls(tuple(operator.index(i) for i in entry["removed"]))
+    def from_json(cls, entry: Mapping[str, Any], where: str) -> RemoveSpan:
+        return cls(_parsed(tuple[int, ...], entry, "removed", where))
 
 
 class Repair(Protocol):
@@ -87,8 +88,8 @@ class Scale:
         return {"factor": self.factor}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Scale:
-        return cls(float(entry["factor"]))
+    def from_json(cls, entry: Mapping[str, Any], where: str) -> Scale:
+        return cls(float(_parsed(float, entry, "factor", where)))
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,39 @@ class Matrices:
         return {"factor": self.factor, "matrices": sidecar}
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Matrices:
-        found = entry["matrices"]
-        file, sha256, weights = found["file"], found["sha256"], found["weights"]
-        if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file:
-            raise ValueError(f"matrices.file is {file!r}")
-        if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise ValueError(f"matrices.sha256 is {sha256!r}")
-        texts = isinstance(weights, list) and all(isinstance(name, str) for name in weights)
-        if not texts or not weights or len(set(weights)) < len(weights):
-            raise ValueError(f"matrices.weights is {weights!r}")
-        return cls(file, sha256, tuple(weights), float(entry["factor"]))
+    def from_json(cls, entry: Mapping[str, Any], where: str) -> Matrices:
+        found = _parsed(_Sidecar, entry, "matrices", where)
+        sound = {
+            "file": bool(found.file) and Path(found.file).name == found.file
+            and found.file.isprintable(),
+            "sha256": re.fullmatch("[0-9a-f]{64}", found.sha256) is not None,
+            "weights": 0 < len(found.weights) == len(set(found.weights)),
+        }  # fmt: skip
+        for name, is_sound in sound.items():
+            if not is_sound:
+                raise RecordError(f"{where}.matrices.{name} is {brief(getattr(found, name))}")
+        factor = float(_parsed(float, entry, "factor", where))
+        return cls(found.file, found.sha256, found.weights, factor)
+
+
+@dataclass(frozen=True)
+class _Sidecar:
+    """What the JSON of `Matrices` says of its file."""
+
+    file: str
+    sha256: str
+    weights: tuple[str, ...]
+
+
+def _parsed(kind: Any, entry: Mapping[str, Any], name: str, where: str) -> Any:
+    """A value of `entry`, checked.
+
+    Raises:
+        RecordError: it is missing, or something else.
+    """
+    if name not in entry:
+        raise RecordError(f"{where}: the key {name!r} is missing")
+    return parse(kind, entry[name], f"{where}.{name}")
 
 
 #: The kinds, by the tag that stands in a plan.
@@ -181,22 +204,25 @@ class PruneRound:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> PruneRound:
+    def from_json(cls, entry: Any, where: str) -> PruneRound:
         """Reads what `to_json` wrote, or a round of schema 1, which has no tags.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is something else.
+            RecordError: it is something else.
         """
-        cut, repair = entry.get("cut", RemoveSpan.kind), entry.get("repair", Scale.kind)
-        for tag, known in ((cut, CUTS), (repair, REPAIRS)):
-            if tag not in known:
-                raise ValueError(f"{tag!r} is none of {', '.join(known)}")
-        return cls(
-            CUTS[cut].from_json(entry), REPAIRS[repair].from_json(entry),
-            {int(layer): float(score) for layer, score in entry["scores"].items()},
+        if not isinstance(entry, dict):
+            raise RecordError(f"{where}: must be a JSON object")
+        tags = {"cut": (RemoveSpan.kind, CUTS), "repair": (Scale.kind, REPAIRS)}
+        kinds = {}
+        for name, (default, known) in tags.items():
+            tag = entry.get(name, default)
+            if not isinstance(tag, str) or tag not in known:
+                raise RecordError(f"{where}.{name}: {brief(tag)} is none of {', '.join(known)}")
+            kinds[name] = known[tag]
+        found = cls(
+            kinds["cut"].from_json(entry, where), kinds["repair"].from_json(entry, where),
+            _parsed(Mapping[int, float], entry, "scores", where),
         )  # fmt: skip
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the factor is one that a stream can be scaled by."""
-        return math.isfinite(self.factor) and self.factor > 0
+        if unknown := sorted(set(entry) - set(found.to_json())):
+            raise RecordError(f"{where}: unknown key {brief(unknown[0])}")
+        return found

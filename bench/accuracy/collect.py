@@ -103,14 +103,12 @@ def read_rows(model: str, directory: Path) -> Iterator[Row]:
             yield _row(model, directory, found, group, name, tasks)
 
 
-def read_perplexity(model: str, directory: Path) -> Perplexity | None:
-    """Of one model; None where it was not measured."""
+def read_perplexities(model: str, directory: Path) -> Iterator[Perplexity]:
+    """Of one model, by text; none where it was not measured."""
     path = directory / "perplexity.json"
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    text = found["text"] + (", held-out part" if found["text"] in BUILT_IN else "")
-    return Perplexity(model, text, found["perplexity"], found["tokens"])
+    for found in json.loads(path.read_text(encoding="utf-8")) if path.exists() else ():
+        text = found["text"] + (", held-out part" if found["text"] in BUILT_IN else "")
+        yield Perplexity(model, text, found["perplexity"], found["tokens"])
 
 
 def _compare(base: Row, row: Row) -> Estimate | None:
@@ -138,7 +136,7 @@ def collect(
         PruneCompError: two models were not asked the same.
     """
     rows = {model: list(read_rows(model, where)) for model, where in directories.items()}
-    texts = [read_perplexity(model, where) for model, where in directories.items()]
+    texts = (row for m, where in directories.items() for row in read_perplexities(m, where))
     kept: list[Retained] = []
     means: list[MeanRetained] = []
     lost: set[str] = set()
@@ -158,7 +156,7 @@ def collect(
     results = tuple(row.result for found in rows.values() for row in found)
     accuracy = Accuracy(
         engine, num_fewshot, results, tuple(kept), tuple(means),
-        tuple(text for text in texts if text is not None), _prefix(directories),
+        tuple(texts), _prefix(directories),
     )  # fmt: skip
     return accuracy, [*guard(results), *_guessed(results, base), *_lost(sorted(lost))]
 

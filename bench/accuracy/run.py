@@ -35,7 +35,7 @@ class Request:
     limit: float | None = None
     batch_size: int | None = None
     device: str = "auto"
-    text: str | None = "python-stdlib"
+    texts: tuple[str, ...] = ("python-stdlib",)
     text_samples: int = 64
     text_seq_len: int | None = None
 
@@ -89,7 +89,7 @@ def job_of(model: Path, request: Request) -> Job:
         engine_args=_engine_args(request, device),
         include_path=tuple(str(p.resolve()) for p in request.include_path),
         num_fewshot=request.num_fewshot, limit=request.limit, batch_size=request.batch_size,
-        device=device, text=request.text, text_samples=request.text_samples,
+        device=device, texts=request.texts, text_samples=request.text_samples,
         text_seq_len=request.text_seq_len,
         weights=tuple(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files),
     )  # fmt: skip

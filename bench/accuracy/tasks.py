@@ -22,6 +22,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "mmlu": ("mmlu",),
     "quick": ("quick",),
     "quick-gen": ("quick_gen",),
+    "plain": ("plain",),
+    "plain-gen": ("plain_gen",),
+    "speech": ("speech",),
 }  # fmt: skip
 SELECTED = "selected"  # the group of tasks that were named one by one
 _LOCAL = Path(__file__).resolve().parents[1] / "tasks"

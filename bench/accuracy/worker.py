@@ -32,9 +32,8 @@ class Job:
         engine_args: of lm-eval's model class, which hands on what it does not know.
         limit: items per task; None for all.
         batch_size: sequences at a time; None for 16 on the CPU, else what fits.
-        text: what perplexity is measured on, as `prunecomp.calibration.data` names it; None for
-            none.
-        text_samples: windows of it.
+        texts: what perplexity is measured on, as `prunecomp.calibration.data` names it.
+        text_samples: windows of each.
         text_seq_len: tokens of a window; None for half the model's context, at most 2048.
         weights: name, size and time of the model's files, so that a changed model is another job.
     """
@@ -48,13 +47,17 @@ class Job:
     limit: float | None = None
     batch_size: int | None = None
     device: str = "cpu"
-    text: str | None = None
+    texts: tuple[str, ...] = ()
     text_samples: int = 64
     text_seq_len: int | None = None
     weights: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
+
+
+#: The single tasks, which of them make up each row of each group, and lm-eval's index of tasks.
+Loaded = tuple[list[Any], dict[str, dict[str, list[str]]], Any]
 
 
 def _load_task(manager: Any, name: str) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _load_task(manager: Any, name: str) -> dict[str, Any]:
         ) from error
 
 
-def load_tasks(job: Job) -> tuple[list[Any], dict[str, dict[str, list[str]]], Any]:
+def load_tasks(job: Job) -> Loaded:
     """The single tasks, and which of them make up each row of each group.
 
     A group for which lm-eval states an aggregate, such as mmlu, is one row.
@@ -167,8 +170,8 @@ def windows_of(tokens: CalibrationSet) -> list[tuple[tuple[str, str], list[int],
     return asked
 
 
-def perplexity(lm: Any, job: Job) -> dict[str, Any]:
-    """On windows that do not overlap; in each, all tokens but the first are predicted.
+def perplexity(lm: Any, job: Job, text: str) -> dict[str, Any]:
+    """On windows of `text` that do not overlap; in each, all tokens but the first are predicted.
 
     The tokens are those that `plan` evaluates on, if number and length of the windows agree.
     """
@@ -176,7 +179,6 @@ def perplexity(lm: Any, job: Job) -> dict[str, Any]:
     from prunecomp.checkpoint.files import resolved_config
     from prunecomp.checkpoint.reader import Checkpoint
 
-    assert job.text is not None
     checkpoint = Checkpoint(Path(job.model))
     config = resolved_config(checkpoint)
     context = config.get("max_position_embeddings") or 4096
@@ -187,7 +189,7 @@ def perplexity(lm: Any, job: Job) -> dict[str, Any]:
             "to generate; give a shorter window"
         )
     tokens = load_tokens(
-        TextSource(job.text), tokenizer_dir=checkpoint.path, vocab_size=config["vocab_size"],
+        TextSource(text), tokenizer_dir=checkpoint.path, vocab_size=config["vocab_size"],
         max_seq_len=context, samples=job.text_samples, seq_len=seq_len, held_out=True,
     )  # fmt: skip
     if job.engine == "hf":
@@ -197,9 +199,9 @@ def perplexity(lm: Any, job: Job) -> dict[str, Any]:
     predicted = sum(len(answer) for _, _, answer in windows)
     loss = -math.fsum(logs) / predicted
     if not math.isfinite(loss):
-        raise PruneCompError(f"{job.model}: the loss on {job.text} is not finite; use float32")
+        raise PruneCompError(f"{job.model}: the loss on {text} is not finite; use float32")
     return {
-        "text": job.text, "perplexity": math.exp(loss), "loss": loss, "tokens": predicted,
+        "text": text, "perplexity": math.exp(loss), "loss": loss, "tokens": predicted,
         "seq_len": seq_len, "prefix": list(tokens.prefix),
     }  # fmt: skip
 
@@ -213,8 +215,11 @@ def _sample_rows(samples: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def evaluate(job: Job, output: Path) -> None:
+def evaluate(job: Job, output: Path, *, loaded: Loaded | None = None) -> None:
     """Writes all files of `job` into the directory `output`; ``results.json`` comes last.
+
+    Args:
+        loaded: what `load_tasks` gives, where several models are asked the same.
 
     Raises:
         UsageError: a task or text cannot be had.
@@ -224,7 +229,7 @@ def evaluate(job: Job, output: Path) -> None:
 
     # It runs `pip list`, which takes seconds; `bench.environment` says what matters, once.
     evaluator.add_env_info = lambda results: None
-    tasks, groups, manager = load_tasks(job) if job.tasks else ([], {}, None)
+    tasks, groups, manager = loaded or (load_tasks(job) if job.tasks else ([], {}, None))
     lm = load_model(job)
     results: dict[str, Any] = {
         "job": job.to_json(), "groups": groups, "results": {}, "prefix": begin_texts(lm.tokenizer),
@@ -240,8 +245,8 @@ def evaluate(job: Job, output: Path) -> None:
             path.write_text(_sample_rows(samples), encoding="utf-8")
         results |= found
         results["output_types"] = {t.task_name: t.OUTPUT_TYPE for t in tasks}
-    if job.text is not None:
-        document = json.dumps(perplexity(lm, job), indent=2)
+    if job.texts:
+        document = json.dumps([perplexity(lm, job, text) for text in job.texts], indent=2)
         (output / "perplexity.json").write_text(document + "\n", encoding="utf-8")
     document = json.dumps(results, indent=1, default=handle_non_serializable)
     (output / "results.json").write_text(document + "\n", encoding="utf-8")

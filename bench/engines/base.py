@@ -35,11 +35,15 @@ class Options:
 class Session(Protocol):
     """One loaded model."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
-        """Generates `new_tokens` for every prompt, end-of-text or not; returns how many in all.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stop: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """Generates greedily; returns the new tokens of every prompt.
 
         Args:
-            prompts: token ids, all prompts of the same length.
+            prompts: token ids, all prompts of the same length; one where there is a `stop`.
+            new_tokens: of every prompt, end-of-text or not.
+            stop: tokens after any of which no more are generated.
         """
         ...
 

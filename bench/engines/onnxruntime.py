@@ -41,10 +41,12 @@ class _Session:
         shape[0] = batch
         return np.zeros(shape, dtype=_NUMPY[wanted.type])
 
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stop: Sequence[int] = ()
+    ) -> list[list[int]]:
         import numpy as np
 
-        ids, made = np.array(prompts, dtype=np.int64), 0
+        ids, made = np.array(prompts, dtype=np.int64), []
         batch, seen = len(prompts), 0
         past = {name: self._empty(name, batch) for name in self._past}
         for _ in range(new_tokens):
@@ -64,8 +66,10 @@ class _Session:
             ))  # fmt: skip
             ids = found["logits"][:, -1].argmax(-1).astype(np.int64)[:, None]
             past = {name: found[name.replace("past_key_values", "present")] for name in self._past}
-            made += batch
-        return made
+            made.append(ids[:, 0])
+            if ids[0, 0] in stop:
+                break
+        return np.stack(made, axis=1).tolist()
 
     def kv_cache_tokens(self) -> int | None:
         return None

@@ -21,16 +21,19 @@ class _Session:
         # Defaults of the directory, such as sampling or an end-of-text, are not to play a part.
         self._model.generation_config = GenerationConfig()
 
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stop: Sequence[int] = ()
+    ) -> list[list[int]]:
         import torch
 
         ids = torch.tensor(prompts, device=self._model.device)
         with torch.inference_mode():
             found = self._model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0,
+                max_new_tokens=new_tokens, min_new_tokens=None if stop else new_tokens,
+                pad_token_id=0, eos_token_id=list(stop) or None,
             )  # fmt: skip
-        return (found.shape[1] - ids.shape[1]) * len(prompts)
+        return found[:, ids.shape[1] :].tolist()
 
     def kv_cache_tokens(self) -> int | None:
         return None

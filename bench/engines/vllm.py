@@ -27,15 +27,18 @@ class _Session:
         arguments.disable_log_stats = True
         self._engine = LLM(**vars(arguments))
 
-    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stop: Sequence[int] = ()
+    ) -> list[list[int]]:
         from vllm import SamplingParams
 
         sampling = SamplingParams(
-            temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False
-        )
+            temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False,
+            stop_token_ids=list(stop),
+        )  # fmt: skip
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
         outputs = self._engine.generate(asked, sampling, use_tqdm=False)
-        return sum(len(output.outputs[0].token_ids) for output in outputs)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def kv_cache_tokens(self) -> int | None:
         cache = self._engine.llm_engine.vllm_config.cache_config

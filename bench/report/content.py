@@ -31,6 +31,8 @@ class Part:
         text: paragraphs.
         code: lines shown as they are.
         plots: which plots stand here, see `bench.report.html`; empty for none.
+        folded: closed until it is asked for, on a page that can do so; of a piece with plots only
+            the table.
     """
 
     title: str = ""
@@ -38,15 +40,17 @@ class Part:
     table: Table | None = None
     code: Sequence[str] = ()
     plots: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """One heading and what stands below it."""
+    """One heading and what stands below it; closed until asked for where `folded`."""
 
     id: str
     title: str
     parts: Sequence[Part]
+    folded: bool = True
 
 
 def missing(what: str, why: str = "") -> Part:
@@ -81,10 +85,11 @@ def alerts(report: Report) -> list[tuple[str, list[str]]]:
 
 def sections(report: Report) -> list[Section]:
     """All sections, in the order in which they are read."""
-    from bench.report import conditions, quality, speed
+    from bench.report import answers, conditions, quality, speed
 
     return [
         speed.summary(report),
+        answers.answers(report),
         speed.serving(report),
         speed.offline(report),
         speed.memory(report),

@@ -46,8 +46,10 @@ def spread(value: Spread | None, *, scale: float = 1.0) -> str:
     return interval(value.median * scale, value.low * scale, value.high * scale)
 
 
-def percentiles(value: Percentiles) -> str:
+def percentiles(value: Percentiles | None) -> str:
     """``p50 / p90 / p99``."""
+    if value is None:
+        return NOT_MEASURED
     return " / ".join(number(v) for v in (value.p50, value.p90, value.p99))
 
 

@@ -62,7 +62,9 @@ def _tasks(found: Accuracy) -> Table:
 def _perplexities(found: Accuracy) -> Part:
     if not found.perplexity:
         return missing("Perplexity")
-    rows = [[p.text, p.model, number(p.value, 4), count(p.tokens)] for p in found.perplexity]
+    texts = [p.text for p in found.perplexity]
+    ordered = sorted(found.perplexity, key=lambda p: texts.index(p.text))
+    rows = [[p.text, p.model, number(p.value, 4), count(p.tokens)] for p in ordered]
     return Part("Perplexity", table=Table(("text", "model", "perplexity", "tokens"), rows, 2))
 
 

@@ -44,8 +44,10 @@ def summary(report: Report) -> Section:
     )
     sentences = [_sentence(report, row) for row in report.summary]
     return Section(
-        "summary", "Summary", [Part(text=sentences), Part(table=table), Part(text=(note,)),
-                               Part(plots="overview")]
+        "summary", "Summary",
+        [Part(text=sentences), Part(table=table), Part(plots="overview"),
+         Part("How to read this", text=(note,), folded=True)],
+        folded=False,
     )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ def _mix(report: Report, name: str) -> Iterator[Part]:
              "output tokens/s", "goodput, requests/s", "failed"),
             [_serving_row(row) for row in sorted(rows, key=_load)], text_columns=2,
         ),
+        folded=True,
     )  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def _chains(source: Source) -> Iterator[tuple[dict, str]]:
             yield {"source": source.path, "context": context, "answer": answer}, block
 
 
-def _spread(items: Sequence[Iterator[dict]], count: int) -> list[dict]:
+def in_turns(items: Sequence[Iterator[dict]], count: int) -> list[dict]:
     """`count` items, one of each file in turn, as long as it has any."""
     chosen: list[dict] = []
     queues = list(items)
@@ -211,7 +211,7 @@ def make(root: Path | None = None) -> dict[str, list[dict]]:
     makers = {task: partial(_questions, task, places) for task, places in TASKS.items()}
     makers["quick_gen"] = _chains
     return {
-        task: _spread(
+        task: in_turns(
             [(item for item, text in maker(source) if text not in trained) for source in sources],
             CHAINS if maker is _chains else ITEMS,
         )

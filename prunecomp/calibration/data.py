@@ -2,7 +2,7 @@
 
 A source is named by one string:
 
-* a built-in name: ``python-stdlib`` (offline), ``wikitext-2``, ``c4`` (from the hub);
+* a built-in name: ``python-stdlib``, ``prose`` (offline), ``wikitext-2``, ``c4`` (from the hub);
 * a ``.txt`` file; a ``.jsonl`` file with one object per line, which holds a text or the messages of
   a conversation (`TextSource.field` and `TextSource.chat_field` name them);
 * a ``.safetensors`` file that holds ``input_ids`` [samples, tokens], to repeat a run exactly;

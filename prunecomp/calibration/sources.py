@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecomp.calibration import python_stdlib
+from prunecomp.calibration import prose, python_stdlib
 from prunecomp.calibration.hub_text import HUB_PRESETS, hub_rows
 from prunecomp.calibration.local_text import (
     Reading,
@@ -22,7 +22,9 @@ from prunecomp.calibration.records import Conversation, chat_field_of, conversat
 from prunecomp.errors import UsageError
 from prunecomp.registry import did_you_mean
 
-BUILT_IN = ("python-stdlib", *HUB_PRESETS)
+#: Built-in names of whole documents that are on this machine.
+OFFLINE = {"python-stdlib": python_stdlib, "prose": prose}
+BUILT_IN = (*OFFLINE, *HUB_PRESETS)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -80,8 +82,8 @@ def open_source(source: TextSource, wanted: Reading, *, held_out: bool) -> Text 
         UsageError: it is unknown, missing, or its first record holds neither text nor messages.
         MissingDependencyError: it is on the hub, and the package ``datasets`` is not installed.
     """
-    if source.name == "python-stdlib":
-        found = python_stdlib.documents("held-out" if held_out else "train")
+    if source.name in OFFLINE:
+        found = OFFLINE[source.name].documents("held-out" if held_out else "train")
         return Documents([text for _, text in found])
     if source.suffix == ".txt":
         check_file(Path(source.name))

@@ -15,7 +15,10 @@ import torch
 
 from prunecomp.errors import UsageError
 
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_INTEGERS = {
+    torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def read(path: Path, samples: int | None, seq_len: int | None) -> Stored:
             names = set(file.keys())
             tensors = {n: file.get_tensor(n) for n in ("input_ids", "counted") if n in names}
             metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    # the others are what torch says of dtypes and shapes that it does not have
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: cannot read the tokens ({error}); check the file") from error
     ids = tensors.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.dtype not in _INTEGERS:
@@ -88,7 +92,7 @@ def _known(
         good = good and (chat is None or isinstance(chat, str)) and len(prefix) < ids.shape[1]
         good = good and bool((ids[:, : len(prefix)] == torch.tensor(prefix)).all())
         good = good and (mask is None or (mask.dtype == torch.bool and mask.shape == ids.shape))
-    except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError, OverflowError):
         good = False
     if not good:
         raise UsageError(

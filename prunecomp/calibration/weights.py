@@ -30,6 +30,11 @@ from prunecomp.fold import Edit, Read
 
 #: The part that is outside of the layers; layers are parts by their original index.
 OUTSIDE = -1
+#: What calls return is for the caller to say, whatever a published config says.
+_CALLS = {
+    "output_attentions": False, "output_hidden_states": False, "output_router_logits": False,
+    "return_dict": True, "use_cache": True,
+}  # fmt: skip
 
 
 def part_of(parameter: str, layers_path: str) -> int:
@@ -60,6 +65,9 @@ def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         config = stock_config(checkpoint.path)
         if checkpoint.quantized is not None and hasattr(config, checkpoint.quantized.key):
             delattr(config, checkpoint.quantized.key)  # what is built is not quantised
+        for key, value in _CALLS.items():
+            if hasattr(config, key):
+                setattr(config, key, value)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         for module in model.modules():

@@ -7,16 +7,15 @@ and the result may be pushed to the hub.
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from prunecomp.checkpoint.index import INDEX_FILE, SINGLE_FILE, read_json, refuse_pointer
 from prunecomp.errors import CheckpointError, UnsupportedModelError
+from prunecomp.json_files import read_settings
 
 CONFIG_FILE = "config.json"
 #: Tokenizer, generation defaults, chat templates and what sentence-transformers reads do not
@@ -157,14 +156,14 @@ def check_tokenizer(directory: Path) -> None:
         UnsupportedModelError: it is one.
     """
     for file in ("tokenizer_config.json", CONFIG_FILE):
-        settings = _settings(directory / file)
+        settings = read_settings(directory / file)
         auto_map = settings.get("auto_map")
         named = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else None
         classes = named if isinstance(named, list) else [named]
         code = next((name for name in classes if isinstance(name, str)), None)
         if code is None or (directory / "tokenizer.json").exists():
             continue
-        if not _is_stock(_settings(directory / "tokenizer_config.json").get("tokenizer_class")):
+        if not _is_stock(read_settings(directory / "tokenizer_config.json").get("tokenizer_class")):
             raise UnsupportedModelError(
                 f"{directory / file}: the tokenizer needs Python code ({code[:60]}), which is "
                 "neither run nor carried over; convert it to a tokenizer.json, or delete auto_map "
@@ -177,11 +176,3 @@ def _is_stock(name: object) -> bool:
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     return isinstance(name, str) and tokenizer_class_from_name(name) is not None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}  # absent, or damaged: nothing reads a class from it
-    return config if isinstance(config, dict) else {}

@@ -15,6 +15,8 @@ from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError
 from prunecomp.quantization.base import Held, Quantized
 
+#: What comes of settings or shapes that no writer of the format makes.
+_MISFIT = (ValueError, TypeError, KeyError, RuntimeError, IndexError, ArithmeticError)
 _NOTHING: Mapping[str, Held] = {}
 
 
@@ -66,11 +68,14 @@ class DenseView(Mapping[str, torch.Tensor]):
                 self._quantized.settings,
                 name.rpartition(".")[0],
             )
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise CheckpointError(
-                f"{self._index.files[0].parent}: the parts of {name} do not fit each other "
-                f"({error}); restore the files"
-            ) from error
+        except _MISFIT as error:
+            raise self._misfit(name, error) from error
+
+    def _misfit(self, name: str, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self._index.files[0].parent}: the parts of {name} do not fit each other "
+            f"({error}); restore the files"
+        )
 
     def sources(self, name: str) -> list[str]:
         """The tensors of the files that make up a weight."""
@@ -87,10 +92,14 @@ class DenseView(Mapping[str, torch.Tensor]):
         if not parts:
             return self._index[name].shape
         assert self._quantized is not None
-        found = self._quantized.format.shape({k: self._index[v] for k, v in parts.items()})
-        if found is not None:
-            return found
-        return tuple(self._read(parts["weight_shape"]).tolist())
+        try:
+            found = self._quantized.format.shape({k: self._index[v] for k, v in parts.items()})
+            if found is None:
+                rows, columns = self._read(parts["weight_shape"]).tolist()
+                found = int(rows), int(columns)
+        except _MISFIT as error:
+            raise self._misfit(name, error) from error
+        return found
 
     def parameters(self, tensors: Container[str]) -> int:
         """Number of parameters of the weights whose tensors are among `tensors`."""

@@ -11,10 +11,13 @@ read again. What is remembered is in the user's cache directory and may be delet
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
 from pathlib import Path
+
+from prunecomp.json_files import parse_json, read_bytes
 
 #: Smaller files are read as fast as looked up.
 SMALLEST_BYTES = 16 << 20
@@ -25,14 +28,37 @@ _FINITE = "finite:"
 _SETTLED_NS = 2 * 10**9
 
 
-def _place() -> Path:
+def cache_directory() -> Path:
+    """The user's cache of this program; anything in it may be deleted at any time.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "prunecomp" / "sha256.json"
+    return Path(root) / "prunecomp"
+
+
+def _place() -> Path:
+    return cache_directory() / "sha256.json"
+
+
+def read_sha256(path: Path) -> str:
+    """The digest, by reading all of the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The digest, by reading the file if it is not remembered, and remembered from then on."""
+    read_as = stamp(path)
+    digest = recall(path) or read_sha256(path)
+    remember(path, digest, read_as=read_as)
+    return digest
 
 
 def _known() -> dict[str, str]:
     try:
-        found = json.loads(_place().read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(_place()))
     except (OSError, ValueError, RuntimeError):  # the last: there is no home
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,14 +5,13 @@ Only names are looked at, and files of a few bytes, so that all of it is told be
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from prunecomp.checkpoint.carried import CONFIG_FILE, carried_files, check_tokenizer
 from prunecomp.checkpoint.index import INDEX_FILE, refuse_pointer
 from prunecomp.errors import CheckpointError
+from prunecomp.json_files import read_settings
 
 ADAPTER_FILE = "adapter_config.json"
 _MERGE = (
@@ -51,18 +50,10 @@ def check_directory(path: Path) -> None:
 
 def _adapter(path: Path) -> str:
     """What PEFT calls it, such as ``a LORA adapter``."""
-    kind = _read(path / ADAPTER_FILE).get("peft_type")
+    kind = read_settings(path / ADAPTER_FILE).get("peft_type")
     if isinstance(kind, str) and kind != "LORA" and kind.isidentifier():
         return f"a PEFT adapter of type {kind[:40]}"
     return "a LoRA adapter"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _has_weights(path: Path) -> bool:
@@ -73,7 +64,7 @@ def _has_weights(path: Path) -> bool:
 
 
 def _adapter_alone(path: Path) -> CheckpointError:
-    base = _read(path / ADAPTER_FILE).get("base_model_name_or_path")
+    base = read_settings(path / ADAPTER_FILE).get("base_model_name_or_path")
     of = f" for {base[:80]!r}" if isinstance(base, str) else ""
     return CheckpointError(
         f"{path}: holds only {_adapter(path)}{of}; merge it into its model, and name the "

@@ -50,7 +50,7 @@ def _drop_auto_map(path: Path) -> None:
     except (OSError, ValueError, RecursionError):
         return  # absent, or damaged: nothing reads a pointer from it, and weights need none
     if isinstance(config, dict) and config.pop("auto_map", None):
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def stock_config(directory: Path) -> PreTrainedConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from prunecomp.checkpoint.carried import CONFIG_FILE, TEMPLATES, is_carried
 from prunecomp.checkpoint.index import INDEX_FILE, SINGLE_FILE
 from prunecomp.errors import UsageError
+from prunecomp.json_files import read_settings
 from prunecomp.manifest import MANIFEST_FILE
 
 #: What versions wrote, besides what they carried over, whose manifest does not list it.
@@ -98,11 +98,8 @@ def _others(directory: Path, is_ours: Callable[[str], bool]) -> list[str]:
 
 
 def _manifest(directory: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and "prunecomp" in found else None
+    found = read_settings(directory / MANIFEST_FILE)
+    return found if "prunecomp" in found else None
 
 
 def _ours(manifest: dict[str, Any]) -> Callable[[str], bool]:

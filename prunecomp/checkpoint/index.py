@@ -2,7 +2,8 @@
 
 Format: https://huggingface.co/docs/safetensors (8 bytes of header length, little endian; a JSON
 header; the tensors' bytes, contiguous). Every invariant is checked before a byte of data is
-trusted, so a truncated or forged file is refused by name.
+trusted, so a truncated or forged file is refused by name: what the format's own reader refuses is
+refused here, and what it accepts is accepted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import CheckpointError
+from prunecomp import json_files
+from prunecomp.errors import CheckpointError, brief
+from prunecomp.limits import MAX_JSON_BYTES
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,7 +30,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64,
 }  # fmt: skip
 
-_MAX_HEADER = 100_000_000  # the limit of the format's own reader
+_MAX_DIMENSION = 2**63 - 1  # of a tensor in memory; the format allows more where one is zero
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -53,17 +56,24 @@ class TensorSpec:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed JSON of `path`.
+    """The parsed JSON of a file of a model directory.
 
     Raises:
         CheckpointError: unreadable, or not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: cannot read it as JSON ({error}); restore the file"
-        ) from error
+    return json_files.read_json(path, CheckpointError, "restore the file", foreign=True)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The same of a config.json, which is an object.
+
+    Raises:
+        CheckpointError: unreadable, or something else.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: is not a JSON object; restore the file")
+    return config
 
 
 def refuse_pointer(path: Path) -> None:
@@ -87,50 +97,63 @@ def refuse_pointer(path: Path) -> None:
 def read_header(path: Path) -> list[TensorSpec]:
     """All tensors of one safetensors file, in file order.
 
+    The format's own reader decides what is a sound file. It lets no byte of the data be without a
+    tensor, or belong to two, so that the shapes tell where each one is.
+
     Raises:
         CheckpointError: unreadable, truncated, or in violation of the format.
     """
+    from safetensors import SafetensorError, safe_open
+
     refuse_pointer(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise _damaged(path, f"its header claims {length} bytes, the file has {size}")
-            header = json.loads(file.read(length))
+            start = 8 + int.from_bytes(file.read(8), "little")
+        with safe_open(path, framework="numpy") as file:
+            found = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            entries = [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in found]
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot read the weights ({error.strerror}); check the path and permissions"
+            f"{path}: cannot read the weights ({error.strerror or error}); check the path and "
+            "permissions"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is not an object")
-    header.pop("__metadata__", None)
-    specs = [_spec(path, name, entry, 8 + length) for name, entry in header.items()]
-    specs.sort(key=lambda spec: spec.offset)
-    end = 8 + length
-    for spec in specs:
-        if spec.offset != end:
-            raise _damaged(path, f"tensor {spec.name} does not start where the one before it ends")
-        end += spec.nbytes
-    if end != size:
-        raise _damaged(path, f"its header describes {end} bytes, the file has {size}")
+    except SafetensorError as error:
+        reason = str(error).rpartition("header: ")[2]
+        raise _damaged(path, f"{reason}{_place(path)}") from error
+    specs = []
+    for name, dtype, shape in entries:
+        if dtype not in DTYPE_BITS or max(shape, default=0) > _MAX_DIMENSION:
+            raise _damaged(path, f"tensor {brief(name)} is {dtype} {brief(shape)}")
+        nbytes = DTYPE_BITS[dtype] * math.prod(shape) // 8
+        specs.append(TensorSpec(name, dtype, shape, path, start, nbytes))
+        start += nbytes
     return specs
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged safetensors file, {what}; download it again")
+    return CheckpointError(f"{path}: damaged safetensors file ({what}); download it again")
 
 
-def _spec(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
+def _place(path: Path) -> str:
+    """Which tensor of a refused header has an entry that is none, where one has; for a message."""
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        bits = DTYPE_BITS[dtype] * math.prod(shape)
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"tensor {name} has a malformed entry ({error!r})") from error
-    if not sound or bits % 8 or end - begin != bits // 8:
-        raise _damaged(path, f"tensor {name} has offsets that do not fit its shape and dtype")
-    return TensorSpec(name, dtype, shape, path, data_start + begin, end - begin)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_JSON_BYTES)))
+    except (OSError, ValueError, RecursionError, MemoryError):
+        return ""
+    entries = header.items() if isinstance(header, dict) else ()
+    odd = (name for name, entry in entries if name != "__metadata__" and not _is_entry(entry))
+    return next((f", in tensor {brief(name)}" for name in odd), "")
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        return False
+    return entry["dtype"] in DTYPE_BITS and all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MAX_DIMENSION
+        for n in (*shape, *offsets)
+    )

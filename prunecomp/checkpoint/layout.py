@@ -160,7 +160,7 @@ def _outputs(specs: Mapping[str, TensorSpec], edits: Iterable[Edit], saved: Save
     return outputs
 
 
-def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> list[Shard]:
+def split(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> list[Shard]:
     """Splits `outputs` into files that hold no more than `max_shard_bytes` of tensors.
 
     A tensor above the limit, or a block of them, gets a file of its own.
@@ -175,7 +175,7 @@ def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> 
 
     for output in outputs:
         sizes[block(output)] += output.nbytes
-    split = split_state_dict_into_shards_factory(
+    found = split_state_dict_into_shards_factory(
         by_name,
         get_storage_id=block,
         get_storage_size=lambda output: sizes[block(output)],
@@ -188,7 +188,7 @@ def _shards(outputs: Sequence[Output], saved: Saved, max_shard_bytes: float) -> 
 
     return [
         Shard(file, tuple(by_name[name] for name in sorted(names, key=order)))
-        for file, names in split.filename_to_tensors.items()
+        for file, names in found.filename_to_tensors.items()
     ]
 
 
@@ -210,7 +210,7 @@ def layout(
     if max_shard_bytes is None:
         max_shard_bytes = checkpoint.index.largest_file if checkpoint.index.sharded else math.inf
     outputs = _outputs(checkpoint.index if specs is None else specs, edits, saved)
-    return _shards(outputs, saved, max_shard_bytes)
+    return split(outputs, saved, max_shard_bytes)
 
 
 def index_text(shards: Sequence[Shard], checkpoint: Checkpoint, saved: Saved) -> str:

@@ -27,7 +27,7 @@ def check_output(path: Path, *, overwrite: bool, source: Path | None = None) -> 
     """Fails early, before any long work, where `path` could not be written in the end.
 
     Args:
-        source: the model directory that is read, which the output must leave alone.
+        source: the model directory or file that is read, which the output must leave alone.
 
     Raises:
         UsageError: it exists (and `overwrite` is not given, or it holds what prunecomp did not
@@ -110,7 +110,8 @@ def _check_apart(path: Path, source: Path) -> None:
         raise UsageError(f"{path}: is the model itself; choose another --output")
     if model in target.parents:
         raise UsageError(f"{path}: lies inside the model directory; choose another --output")
-    files = (Path(os.path.realpath(p)) for p in (source, *source.iterdir()))
+    named = (source, *(source.iterdir() if source.is_dir() else ()))
+    files = (Path(os.path.realpath(p)) for p in named)
     if any(target in file.parents for file in files):
         raise UsageError(f"{path}: holds files of the model; choose another --output")
 

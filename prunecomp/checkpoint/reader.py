@@ -13,10 +13,11 @@ from safetensors import safe_open
 
 from prunecomp.checkpoint import digests
 from prunecomp.checkpoint.carried import CONFIG_FILE
+from prunecomp.checkpoint.converted import read_record
 from prunecomp.checkpoint.dense import DenseView
 from prunecomp.checkpoint.directory import check_directory
 from prunecomp.checkpoint.finite import FiniteScan
-from prunecomp.checkpoint.index import TensorSpec, read_json
+from prunecomp.checkpoint.index import TensorSpec, read_config
 from prunecomp.checkpoint.tensors import CheckpointIndex
 from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.families import family_for
@@ -46,6 +47,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     Attributes:
         path: the directory.
+        home: what the user named: the directory, or the file that it was converted from.
+        converted: what it was converted from; None for a directory that is its own source.
         config: config.json as it stands.
         family: the architecture's description, with the names that the files use.
         layers_path: of the list of layers in transformers' module tree.
@@ -54,18 +57,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dense: the same model by logical weights, dequantised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, home: Path | None = None) -> None:
         """Opens the directory and checks it against its config, without reading weights.
+
+        Args:
+            home: what the user named, if not the directory itself.
 
         Raises:
             CheckpointError: missing, damaged or inconsistent.
             UnsupportedModelError: not an architecture that can be compressed.
         """
         check_directory(path)
-        self.path = path
-        self.config: dict[str, Any] = read_json(path / CONFIG_FILE)
-        if not isinstance(self.config, dict):
-            raise CheckpointError(f"{path / CONFIG_FILE}: is not a JSON object; restore the file")
+        self.path, self.home = path, home or path
+        self.converted = read_record(path)
+        self.config = read_config(path / CONFIG_FILE)
         family = family_for(self.config, where=str(path))
         self.layers_path = family.layers
         self.index = CheckpointIndex(path, family)
@@ -123,7 +128,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _check_unquantized(self) -> None:
         """Refuses codes without the settings that say what they stand for."""
+        numbers = {"BOOL", "C64", *(f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64))}
         for name, spec in self.index.items():
+            located = self.family.layer_of(name)
+            scaled = located is not None and self.family.power(located[1]) != 0
+            if spec.dtype in numbers and (scaled or name.endswith(".weight")):
+                raise CheckpointError(
+                    f"{self.path}: {name} is {spec.dtype}, where a weight has to be a float, and "
+                    f"{CONFIG_FILE} has no quantization_config; restore the file that is wrong"
+                )
             if not (spec.dtype.startswith(("F4", "F6_", "F8_")) or name.endswith(".qweight")):
                 continue
             if (self.path / "hf_quant_config.json").exists():
@@ -146,9 +159,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             unread = str(error)
         if unread:
             raise UnsupportedModelError(
-                f"{self.path / CONFIG_FILE}: {quantized.key} names layers by number where they "
-                f"cannot be renumbered ({unread}); compress the unquantised model, then quantise "
-                "the result"
+                f"{self.path / CONFIG_FILE}: {quantized.key} names modules in a way that cannot be "
+                f"kept when layers are renumbered ({unread}); compress the unquantised model, then "
+                "quantise the result"
             )
 
     @property
@@ -209,9 +222,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def sha256(self) -> dict[str, str]:
         """Digest of config.json and of each weight file, as ``{file name: hex}``; read once.
 
+        Of a converted model it is that of the file that it was converted from.
+
         Raises:
             CheckpointError: a weight is NaN or infinite. What is remembered was looked at, too.
         """
+        if self.converted is not None:
+            return self.converted.digests
         known = self.known_sha256()
         unread = [path for path in self._hashed() if known[path.name] is None]
         # hashlib lets other threads run, so files are hashed side by side.
@@ -225,8 +242,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def known_sha256(self) -> dict[str, str | None]:
         """The same, of which the weight files' are None that nobody has computed yet."""
+        if self.converted is not None:
+            return dict(self.converted.digests)
         if not self._stamps:
-            self._sha256[CONFIG_FILE] = _file_sha256(self.path / CONFIG_FILE)
+            self._sha256[CONFIG_FILE] = digests.read_sha256(self.path / CONFIG_FILE)
             for path in self._hashed():
                 self._stamps[path.name] = digests.stamp(path)
                 if (known := digests.recall(path)) is not None:
@@ -250,8 +269,3 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._sha256[file] = digest
         path = next(path for path in self._hashed() if path.name == file)
         digests.remember(path, digest, read_as=self._stamps[file])
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -99,7 +99,9 @@ def write_plan(path: Path, plan: PrunePlan, *, overwrite: bool = False) -> None:
             made += [] if target.exists() else [target]
             with output_file(target, overwrite=True) as partial:
                 shutil.copyfile(source, partial)
-        write_text(path, json.dumps(plan.to_json(), indent=2) + "\n", overwrite=overwrite)
+        write_text(
+            path, json.dumps(plan.to_json(), indent=2, allow_nan=False) + "\n", overwrite=overwrite
+        )
     except BaseException:
         for target in made:
             target.unlink(missing_ok=True)

@@ -18,7 +18,6 @@ consolidated.safetensors, whose tensors have other names and are not compared.)
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,8 @@ from prunecomp.checkpoint.index import (
     read_header,
     read_json,
 )
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, brief
+from prunecomp.json_files import read_settings
 
 _CHUNK_BYTES = 1 << 20
 
@@ -83,11 +83,8 @@ def weight_files(directory: Path) -> WeightFiles:
 
 def _named_by_config(directory: Path) -> str | None:
     """A file that config.json asks transformers to load."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None  # who reads the config in earnest says what is wrong
-    named = config.get("transformers_weights") if isinstance(config, dict) else None
+    # who reads the config in earnest says what is wrong with it
+    named = read_settings(directory / "config.json").get("transformers_weights")
     return named if isinstance(named, str) else None
 
 
@@ -99,21 +96,22 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     for file in weight_map.values():
         if not isinstance(file, str) or not _is_inside(file):
             raise CheckpointError(
-                f"{index}: names {file!r}, which is not a file of this directory; restore it"
+                f"{index}: names {brief(file)}, which is not a file of this directory; restore it"
             )
     return weight_map
 
 
 def _is_inside(file: str) -> bool:
     path = PurePosixPath(file)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+    known = len(path.name.encode()) <= 255  # what file systems allow
+    return bool(path.name) and known and not path.is_absolute() and ".." not in path.parts
 
 
 def _file(directory: Path, name: str, where: str) -> Path:
     """A file that `where` names."""
     if not _is_inside(name):
         raise CheckpointError(
-            f"{directory / where}: names {name!r}, which is not a file of this directory; "
+            f"{directory / where}: names {brief(name)}, which is not a file of this directory; "
             "restore it"
         )
     path = directory / name

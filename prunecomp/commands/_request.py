@@ -74,8 +74,8 @@ def add_text(text: argparse._ArgumentGroup) -> None:
     """What the model reads."""
     text.add_argument(
         "--calibration", default="python-stdlib", metavar="SOURCE",
-        help="python-stdlib, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with input_ids, "
-        "or a hub data set OWNER/NAME (default: python-stdlib)",
+        help="python-stdlib, prose, wikitext-2, c4, a .txt, a .jsonl, a .safetensors with "
+        "input_ids, or a hub data set OWNER/NAME (default: python-stdlib)",
     )  # fmt: skip
     text.add_argument(
         "--calibration-field", default="text", metavar="KEY", help="field of the text"
@@ -179,7 +179,7 @@ def print_dry_run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Reci
     samples, seq_len = calibration.input_ids.shape
     document = {
         "dry_run": True,
-        "model": str(checkpoint.path),
+        "model": str(checkpoint.home),
         "model_type": checkpoint.family.model_type,
         "num_hidden_layers": checkpoint.num_hidden_layers,
         "tied": checkpoint.tied,
@@ -197,7 +197,7 @@ def print_dry_run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Reci
     }
     print_document(args, document, [
         f"would remove {recipe.num_removed} of {checkpoint.num_hidden_layers} layers of "
-        f"{checkpoint.path} ({checkpoint.family.model_type}, "
+        f"{checkpoint.home} ({checkpoint.family.model_type}, "
         f"{checkpoint.dense.parameters(checkpoint.index):,} parameters)",
         f"by {recipe.metric}, {recipe.strategy}, compensation {recipe.compensation}, "
         f"folded {recipe.fold}",

@@ -10,8 +10,11 @@ from prunecomp.commands.base import (
     Command,
     add_check,
     add_output,
+    check_planned,
     open_model,
+    planned_notes,
     print_document,
+    read_prefix,
 )
 from prunecomp.progress import Progress
 
@@ -28,20 +31,20 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
     from prunecomp.checkpoint.sidecar import sources_of
-    from prunecomp.plan import read_plan
     from prunecomp.rewrite import check_source
     from prunecomp.verify import check_source_model
 
-    plan = read_plan(args.plan)
-    if args.rounds is not None:
-        plan = plan.prefix(args.rounds)
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    plan = read_prefix(args.plan, args.rounds)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
+    check_planned(plan, checkpoint, args.plan)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         check_source(checkpoint, plan)
         check_source_model(checkpoint)
         sources_of(checkpoint, plan)
-        print_document(args, {"dry_run": True, "plan": plan.to_json()}, plan_lines(plan))
+        warnings = planned_notes(plan, checkpoint, progress)
+        document = {"dry_run": True, "plan": plan.to_json(), "warnings": warnings}
+        print_document(args, document, plan_lines(plan))
         return 0
     written = pipeline.apply_plan(
         checkpoint, plan, args.output, overwrite=args.overwrite, compare=args.check,

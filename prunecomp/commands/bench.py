@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from bench import thresholds
 from bench.engines import ENGINES
 from prunecomp.commands._request import count
-from prunecomp.commands.base import MODEL_HELP, Command, print_document
+from prunecomp.commands.base import MODEL_HELP, Command, model_directory, print_document
 from prunecomp.errors import PruneCompError, ThresholdError, UsageError
 from prunecomp.progress import Progress
 
 if TYPE_CHECKING:
     from bench.context import Run
+    from bench.questions import Asked
     from bench.run import Request
     from bench.schema import Accuracy, Failure, Report
 
@@ -25,6 +27,7 @@ examples:
   cli.py bench BASE PRUNED --output DIR
   cli.py bench BASE MINUS-4 MINUS-8 -o DIR --mix balanced=512:128x64 --concurrency 1,8,64 \\
       --tensor-parallel-size 2 --engine-arg="--max-num-seqs 256" --tasks paper-qa
+  cli.py bench BASE PRUNED -o DIR --answers questions.txt
   cli.py bench BASE PRUNED -o DIR --resume
   cli.py bench BASE PRUNED -o DIR --fail-under decode=1.2 --max-accuracy-loss 0.05
 
@@ -68,6 +71,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="begin anew a run in DIR")
     parser.add_argument("--skip", type=lambda text: tuple(text.split(",")), default=(),
                         metavar="STAGE[,...]", help="serving, offline, accuracy")  # fmt: skip
+    parser.add_argument("--answers", metavar="FILE",
+                        help="prompts that every model answers, for people to judge by: a .txt "
+                        'with one a line, a .jsonl of {"prompt": text} or {"messages": [...]}; '
+                        "none for none (default: a built-in handful)")  # fmt: skip
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="default: 3")
     parser.add_argument("--warmup", type=int, default=1, metavar="N",
                         help="unmeasured runs before (default: 1)")  # fmt: skip
@@ -147,12 +154,21 @@ def _add_accuracy(accuracy: argparse._ArgumentGroup) -> None:
         "--tasks",
         default="quick",
         metavar="NAME[,...]",
-        help="quick, paper-qa, mmlu, tasks of lm-eval (default: quick)",
+        help="quick, plain, speech, paper-qa, mmlu, tasks of lm-eval (default: quick)",
     )
     accuracy.add_argument("--include-path", type=Path, action="append", default=[], metavar="DIR",
                           help="of local tasks; repeatable")  # fmt: skip
     accuracy.add_argument("--limit", type=float, metavar="N", help="items per task")
     accuracy.add_argument("--num-fewshot", type=int, metavar="N", help="examples in each prompt")
+    accuracy.add_argument("--text", action="append", metavar="SOURCE",
+                          help="to measure perplexity on, as --calibration of compress names it; "
+                          "of a built-in one its held-out part; repeatable; none for none "
+                          "(default: python-stdlib)")  # fmt: skip
+    accuracy.add_argument("--text-samples", type=count, default=64, metavar="N",
+                          help="windows of each text (default: 64)")  # fmt: skip
+    accuracy.add_argument("--text-seq-len", type=count, metavar="T",
+                          help="tokens of a window (default: half the model's context, at most "
+                          "2048)")  # fmt: skip
     accuracy.add_argument("--accuracy-engine", default="hf", metavar="NAME",
                           help="hf or vllm (default: hf)")  # fmt: skip
     accuracy.add_argument(
@@ -215,6 +231,7 @@ def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...
     asked = accuracy.Request(
         tasks=tuple(args.tasks.split(",")), engine=args.accuracy_engine, device=device,
         include_path=tuple(args.include_path), limit=args.limit, num_fewshot=args.num_fewshot,
+        texts=_texts(args.text), text_samples=args.text_samples, text_seq_len=args.text_seq_len,
         engine_args=_of_lm_eval(args, engine_args) if args.accuracy_engine == "vllm" else {},
     )  # fmt: skip
     accuracy.check(asked)
@@ -232,6 +249,13 @@ def _accuracy(args: argparse.Namespace, device: str, engine_args: tuple[str, ...
     return measure
 
 
+def _texts(named: list[str] | None) -> tuple[str, ...]:
+    """What ``--text`` names; each once."""
+    if named is None:
+        return ("python-stdlib",)
+    return tuple(dict.fromkeys(name for name in named if name != "none"))
+
+
 def _of_lm_eval(args: argparse.Namespace, engine_args: tuple[str, ...]) -> dict[str, Any]:
     """What lm-eval's vLLM takes of the server's arguments."""
     from bench.engines.base import Options
@@ -242,6 +266,20 @@ def _of_lm_eval(args: argparse.Namespace, engine_args: tuple[str, ...]) -> dict[
         if getattr(args, name) > 1:
             found[name] = getattr(args, name)
     return found
+
+
+def _asked(args: argparse.Namespace, base: Path) -> Asked | None:
+    """What the models are to answer; None where there is nothing that answers."""
+    from bench import questions
+
+    if not {"serving", "offline"} <= set(args.skip):
+        return questions.prepare(base, args.answers)
+    if args.answers not in (None, "none"):
+        raise UsageError(
+            f"--answers {args.answers}: serving and offline are skipped, so that nothing answers; "
+            "skip only one of them"
+        )
+    return None
 
 
 def _frontier(path: Path | None) -> Any:
@@ -256,18 +294,20 @@ def _request(args: argparse.Namespace) -> Request:
     import torch
 
     from bench.run import Request
-    from prunecomp.hub import local_directory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = _settings(args, device)
+    settings, base = _settings(args, device), Path(args.base).resolve()
+    asked = _asked(args, base)
+    if asked is not None:
+        settings = dataclasses.replace(settings, answers=asked.prompts)
     return Request(
-        base=local_directory(args.base).resolve(),
-        pruned=tuple(local_directory(name).resolve() for name in args.pruned),
+        base=base,
+        pruned=tuple(Path(name).resolve() for name in args.pruned),
         output=args.output, settings=settings, command=tuple(sys.argv), device=device,
         port=args.port, startup_timeout_s=args.startup_timeout, one_at_a_time=args.one_at_a_time,
         kv_cache_bytes=None if args.kv_cache_gib is None else args.kv_cache_gib << 30,
         shares=_rates(args.request_rates)[1],
-        accuracy=_accuracy(args, device, settings.engine_args),
+        accuracy=_accuracy(args, device, settings.engine_args), asked=asked,
         frontier=_frontier(args.frontier), resume=args.goes_on, overwrite=args.overwrite,
     )  # fmt: skip
 
@@ -305,6 +345,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from bench.report import write
 
     limits = thresholds.from_arguments(args)
+    models = [str(model_directory(name, progress)) for name in (args.base, *args.pruned)]
+    args.base, args.pruned = models[0], models[1:]
     request = _request(args)
     report = run.execute(request, run.prepare(request, progress))
     written = [str(path) for path in write(report, args.output)]

@@ -40,8 +40,8 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.checkpoint.output import check_output
 
-    checkpoint, name = open_model(args.model), name_of(args.model)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    checkpoint, name = open_model(args.model, progress), name_of(args.model)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request_of(args), progress)
         if is_first():

@@ -14,10 +14,13 @@ from prunecomp.commands.base import (
     Command,
     add_check,
     add_output,
+    check_planned,
     open_model,
+    planned_notes,
     print_document,
+    read_prefix,
 )
-from prunecomp.errors import UsageError
+from prunecomp.errors import UsageError, brief
 from prunecomp.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,21 +95,18 @@ def _options(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _plan(args: argparse.Namespace) -> PrunePlan | None:
-    from prunecomp.plan import read_plan
-
     if args.plan is None:
         if args.rounds is not None:
             raise UsageError("--rounds is the number of rounds of a plan; add --plan FILE")
         return None
-    plan = read_plan(args.plan)
-    return plan if args.rounds is None else plan.prefix(args.rounds)
+    return read_prefix(args.plan, args.rounds)
 
 
 def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Facts) -> None:
     """Adds the model card and the manifest."""
     from prunecomp.card import export_card, origin_of
-    from prunecomp.hub import is_repository
-    from prunecomp.manifest import plan_of, write_manifest
+    from prunecomp.hub import cached_repository, is_repository
+    from prunecomp.manifest import converted_facts, plan_of, write_manifest
 
     before = plan_of(source.checkpoint.path)
     plan = source.plan or before
@@ -115,16 +115,21 @@ def _describe(args: argparse.Namespace, source: Source, target: Path, facts: Fac
         base = plan.source.name
     if base is None and is_repository(args.model):
         base = args.model
-    name = base or Path(os.path.realpath(args.model)).name  # where it lies is nobody's business
+    converted = source.checkpoint.converted
+    place = os.path.realpath(args.model)  # where it lies is nobody's business
+    name = base or (converted.file if converted else cached_repository(place) or Path(place).name)
     card = export_card(
         plan, name=name, model_type=source.checkpoint.family.model_type, format=args.format,
         origin=origin_of(source.checkpoint.path, base),
-        library=EXPORTERS.get(args.format).library,
+        library=EXPORTERS.get(args.format).library, converted=converted,
     )  # fmt: skip
     (target / "README.md").write_text(card, encoding="utf-8")
     # of a compressed model that was compressed again, the first plan stays beside the second
-    earlier = {"source_plan": before.to_json()} if source.plan and before else {}
-    write_manifest(target, plan, export={"format": args.format, **facts}, **earlier)
+    earlier = {"source_plan": before} if source.plan and before else {}
+    write_manifest(
+        target, plan, export={"format": args.format, **facts}, **earlier,
+        **converted_facts(source.checkpoint),
+    )  # fmt: skip
 
 
 def _lines(args: argparse.Namespace, facts: Mapping[str, Any]) -> list[str]:
@@ -142,23 +147,27 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan | None) -> None:
+def _dry_run(
+    args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan | None, progress: Progress
+) -> None:
     from prunecomp.checkpoint.sidecar import sources_of
     from prunecomp.rewrite import check_source
     from prunecomp.verify import check_source_model
 
+    warnings = []
     if plan is not None:
         check_source(checkpoint, plan)
         sources_of(checkpoint, plan)
+        warnings = planned_notes(plan, checkpoint, progress)
     check_source_model(checkpoint)
     document = {
-        "dry_run": True, "model": str(checkpoint.path), "format": args.format,
+        "dry_run": True, "model": str(checkpoint.home), "format": args.format,
         "bytes_to_read": checkpoint.index.nbytes, "output": str(args.output),
-        "plan": None if plan is None else plan.to_json(),
+        "plan": None if plan is None else plan.to_json(), "warnings": warnings,
     }  # fmt: skip
     removed = "" if plan is None else f" without layers {', '.join(map(str, plan.removed))}"
     print_document(args, document, [
-        f"would export {checkpoint.path} ({checkpoint.family.model_type}, "
+        f"would export {checkpoint.home} ({checkpoint.family.model_type}, "
         f"{checkpoint.index.nbytes:,} bytes of weights){removed}",
         f"as {args.format}, and write {args.output}",
     ])  # fmt: skip
@@ -167,26 +176,33 @@ def _dry_run(args: argparse.Namespace, checkpoint: Checkpoint, plan: PrunePlan |
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from exporters.base import Source
     from prunecomp.checkpoint.output import check_output, output_directory
-    from prunecomp.hub import check_upload, upload
+    from prunecomp.hub import check_upload, is_repository_name, upload
 
     exporter = EXPORTERS.get(args.format)
     options, plan = _options(args), _plan(args)
+    if args.base_model is not None and not is_repository_name(args.base_model):
+        raise UsageError(f"--base-model {brief(args.base_model)}: give a repository as OWNER/NAME")
     if args.push_to_hub is not None:
         check_upload(args.push_to_hub)
     elif args.private:
         raise UsageError("--private is about the repository of --push-to-hub; add that")
-    checkpoint = open_model(args.model, ahead=not args.dry_run)
-    check_output(args.output, overwrite=args.overwrite, source=checkpoint.path)
+    checkpoint = open_model(args.model, progress, ahead=not args.dry_run)
+    if plan is not None:
+        check_planned(plan, checkpoint, args.plan)
+    check_output(args.output, overwrite=args.overwrite, source=checkpoint.home)
     if args.dry_run:
-        _dry_run(args, checkpoint, plan)
+        _dry_run(args, checkpoint, plan, progress)
         return 0
     source = Source(checkpoint, plan, check=args.check)
     with output_directory(
-        args.output, overwrite=args.overwrite, source=checkpoint.path, note=progress.say
+        args.output, overwrite=args.overwrite, source=checkpoint.home, note=progress.say
     ) as target:
         facts = exporter.export(source, target, options, progress)
         _describe(args, source, target, facts)
-    document: dict[str, Any] = {"output": str(args.output), "format": args.format, "facts": facts}
+    warnings = [] if plan is None else planned_notes(plan, checkpoint, progress)
+    document: dict[str, Any] = {
+        "output": str(args.output), "format": args.format, "facts": facts, "warnings": warnings,
+    }  # fmt: skip
     lines = _lines(args, facts)
     if args.push_to_hub:
         document["commit"] = upload(args.output, args.push_to_hub, private=args.private)

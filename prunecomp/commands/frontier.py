@@ -80,7 +80,7 @@ def _tasks(args: argparse.Namespace) -> Request | None:
         return None
     return Request(
         tasks=tuple(names.split(",")), include_path=tuple(args.include_path), limit=args.limit,
-        device=args.device, text=None,
+        device=args.device, texts=(),
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
 
     criterion, tasks = _criterion(args), _tasks(args)
     study = Study(
-        open_model(args.model), request_of(args), args.output, name=name_of(args.model),
+        open_model(args.model, progress), request_of(args), args.output, name=name_of(args.model),
         tasks=tasks, progress=progress,
     )  # fmt: skip
     study.check()

@@ -108,6 +108,19 @@ def _memory_lines(memory: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _converted_lines(found: Mapping[str, Any]) -> list[str]:
+    source = found["converted_from"]
+    if source is None:
+        return []
+    types = ", ".join(f"{count} x {name}" for name, count in source["types"].items())
+    lossy = ", lossy" if source["lossy"] else ""
+    return _said(
+        "converted",
+        f"from {source['file']}: {source['format'].upper()}, {source['quantization']}{lossy} "
+        f"({types}), SHA-256 {source['sha256']}",
+    )
+
+
 def _lines(found: Mapping[str, Any]) -> list[str]:
     dtypes = ", ".join(f"{name} {_size(n)}" for name, n in found["bytes_by_dtype"].items())
     head = "shares the embedding's weight" if found["tied_head"] else "has a weight of its own"
@@ -123,6 +136,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         *_said("weights", f"{found['parameters']:,} parameters in {found['tensors']} tensors, "
                           f"{found['weight_files']} file(s): {dtypes}"),
         *_said("quantised", found["quantised"] or "no"),
+        *_converted_lines(found),
         *_said("head", head),
         *_layer_lines(found),
         *_fold_lines(found),
@@ -137,7 +151,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.inspection import inspect_model
 
-    checkpoint = open_model(args.model)
+    checkpoint = open_model(args.model, progress)
     found = inspect_model(checkpoint, request_of(args), name=name_of(args.model), progress=progress)
     print_document(args, found, _lines(found))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from prunecomp.commands._request import add_request, plan_lines, print_dry_run, request_of
@@ -17,7 +18,7 @@ from prunecomp.commands.base import (
     print_document,
 )
 from prunecomp.distributed import is_first
-from prunecomp.errors import UsageError
+from prunecomp.errors import PlanError, UsageError
 from prunecomp.progress import Progress
 
 
@@ -51,6 +52,15 @@ def _check_files(args: argparse.Namespace, model: Path) -> bool:
     return replace
 
 
+@contextlib.contextmanager
+def _naming(resume: Path | None) -> Iterator[None]:
+    """Puts the file that is continued in front of what is wrong with it."""
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(f"{resume}: {error}") from error
+
+
 def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp import pipeline
     from prunecomp.calibration.data import save_tokens
@@ -58,9 +68,9 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
     from prunecomp.checkpoint.sidecar import write_plan
     from prunecomp.plan import read_plan
 
-    checkpoint, name = open_model(args.model), name_of(args.model)
+    checkpoint, name = open_model(args.model, progress), name_of(args.model)
     request = request_of(args)
-    replace = _check_files(args, checkpoint.path)
+    replace = _check_files(args, checkpoint.home)
     resume = read_plan(args.resume) if args.resume and args.resume.exists() else None
     if args.dry_run:
         recipe = pipeline.resolve_recipe(checkpoint, request, progress)
@@ -82,10 +92,11 @@ def _run(args: argparse.Namespace, progress: Progress) -> int:
                 file = output_file(args.save_tokens, overwrite=args.overwrite, note=progress.say)
                 save_tokens(calibration, stack.enter_context(file))
 
-        plan = pipeline.make_plan(
-            checkpoint, request, name=name, progress=progress, resume=resume,
-            on_texts=keep_tokens, on_round=save,
-        )  # fmt: skip
+        with _naming(args.resume):
+            plan = pipeline.make_plan(
+                checkpoint, request, name=name, progress=progress, resume=resume,
+                on_texts=keep_tokens, on_round=save,
+            )  # fmt: skip
         write_plan(args.output, plan, overwrite=replace)
     print_document(args, plan.to_json(), [*plan_lines(plan), f"wrote    {args.output}"])
     return 0

@@ -231,7 +231,8 @@ HEADER = """\
 - **{vllm}**: whether it gives the log-probabilities of transformers for the written files of tiny
   models{where}.
 - **ONNX**: whether `export --format onnx` writes a tiny model of the type, and ONNX Runtime gives
-  the logits of transformers ([onnx.md](onnx.md)).
+  the logits of transformers ([onnx.md](onnx.md)). Configs that were tried and gave another answer
+  are named. Quantised checkpoints are refused.
 """
 
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prunecomp.errors import brief
 from prunecomp.families._rules import DepthRule, PerLayer
+from prunecomp.limits import MAX_LAYERS
 
 ATTENTION_AND_MLP = (
     "self_attn.o_proj.weight",
@@ -65,6 +67,9 @@ _STORED_BUFFER = re.compile(
 def is_stored_buffer(name: str) -> bool:
     """Whether a tensor has the name of a buffer that models compute for themselves."""
     return _STORED_BUFFER.search(name) is not None
+
+
+_MOST_DIGITS = 18  # of a layer's number in a tensor's name
 
 
 def any_expert(relative: str) -> str:
@@ -170,7 +175,8 @@ class ModelFamily:
         if not tensor.startswith(prefix):
             return None
         index, _, rest = tensor.removeprefix(prefix).partition(".")
-        return (int(index), rest) if index.isascii() and index.isdigit() and rest else None
+        number = index.isascii() and index.isdigit() and len(index) <= _MOST_DIGITS
+        return (int(index), rest) if number and rest else None
 
     def tensor_name(self, layer: int, relative: str) -> str:
         """The inverse of `layer_of`."""
@@ -205,7 +211,15 @@ class ModelFamily:
         for key in self._depth_keys(config):
             depth = config.get(key)
             if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-                return f"config.json has {key} = {depth!r}; it must be a positive integer"
+                return f"config.json has {key} = {brief(depth)}; it must be a positive integer"
+            if depth > MAX_LAYERS:
+                return (
+                    f"config.json has {key} = {depth}, more than the {MAX_LAYERS} layers that a "
+                    "model may have here; correct it"
+                )
+        extra = self.extra_layers(config)
+        if extra.stop - extra.start > MAX_LAYERS:
+            return f"config.json has over {MAX_LAYERS} layers that only predict ahead; correct it"
         reasons = (rule.reason_against(config, self.depth(config)) for rule in self.rules)
         return next((reason for reason in reasons if reason), None)
 

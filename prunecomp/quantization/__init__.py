@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunecomp.errors import UnsupportedModelError
+from prunecomp.errors import UnsupportedModelError, brief
 from prunecomp.quantization.base import Format
 from prunecomp.registry import Registry
 
@@ -23,6 +23,10 @@ _REASONS = {
     "bitsandbytes": "its scales are themselves quantised, or stored beside the format",
     "gguf": "it is not a safetensors checkpoint",
 }
+
+
+def _shown(method: Any) -> str:
+    return brief(method)[1:-1] if isinstance(method, str) else "format unknown"
 
 
 def quantization_of(
@@ -48,10 +52,13 @@ def quantization_of(
         reason = _REASONS.get(str(method), listed)
     else:
         found: Format = FORMATS.get(known[method])
-        reason = found.reason_against(settings)
+        try:
+            reason = found.reason_against(settings)
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            reason = f"its settings are not those of the format ({brief(str(error))})"
         if reason is None:
             return keys[0], found, settings
     raise UnsupportedModelError(
-        f"{where}: this quantised checkpoint ({method or 'format unknown'}) is not supported: "
+        f"{where}: this quantised checkpoint ({_shown(method)}) is not supported: "
         f"{reason}; compress the unquantised model, then quantise the result"
     )

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunecomp.errors import UnsupportedModelError
+from prunecomp.errors import UnsupportedModelError, brief
+from prunecomp.quantization._patterns import matching
 
 #: Which of the modules a name or pattern speaks of.
 Reader = Callable[[str, Mapping[str, Any]], set[str]]
 
+_MOST_DIGITS = 9  # of the number of a layer
 #: Modules that vLLM makes of several, and asks about by the new name.
 _FUSED = {
     "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
@@ -30,7 +32,7 @@ _FUSED = {
 def exact_or_regex(pattern: str, names: Mapping[str, Any]) -> set[str]:
     """compressed-tensors: the name itself, or a pattern behind ``re:`` from its start."""
     if pattern.startswith("re:"):
-        return _matching(pattern.removeprefix("re:"), names)
+        return matching(pattern.removeprefix("re:"), names)
     return {pattern} & names.keys()
 
 
@@ -46,20 +48,12 @@ def substring(pattern: str, names: Mapping[str, Any]) -> set[str]:
 
 def beginning_or_end(pattern: str, names: Mapping[str, Any]) -> set[str]:
     """transformers, `should_convert_module`: a pattern from the start, or the last characters."""
-    return _matching(pattern, names) | {name for name in names if name.endswith(pattern)}
+    return matching(pattern, names) | {name for name in names if name.endswith(pattern)}
 
 
 def signed_regex(pattern: str, names: Mapping[str, Any]) -> set[str]:
     """GPTQ's ``dynamic``: a pattern from the start, behind ``+:``, ``-:`` or nothing."""
-    return _matching(re.sub(r"^[+-]:", "", pattern), names)
-
-
-def _matching(pattern: str, names: Mapping[str, Any]) -> set[str]:
-    try:
-        match = re.compile(pattern).match
-    except re.error:
-        return set()
-    return {name for name in names if match(name)}
+    return matching(re.sub(r"^[+-]:", "", pattern), names)
 
 
 def as_list(pattern: str, names: Sequence[str]) -> list[str]:
@@ -140,8 +134,8 @@ class Renumbering:
             ):
                 return candidate
         raise UnsupportedModelError(
-            f"{'.'.join(names.path)} names {pattern!r}, which cannot be said of layers with other "
-            "numbers; name the modules one by one"
+            f"{'.'.join(names.path)} names {brief(pattern)}, which cannot be said of layers "
+            "with other numbers; name the modules one by one"
         )
 
     def _renumbered(self, pattern: str) -> str | None:
@@ -150,6 +144,8 @@ class Renumbering:
 
         def new(match: re.Match[str]) -> str:
             nonlocal gone
+            if len(match[2]) > _MOST_DIGITS:
+                raise UnsupportedModelError(f"{brief(pattern)} names a layer that no model has")
             position = self.position.get(int(match[2]))
             gone |= position is None
             return f"{match[1]}{position}"
@@ -189,6 +185,13 @@ def _rewritten(value: Any, path: Sequence[str], names: NameList, renumbering: Re
         return {**value, **changed}
     if path or value is None:
         return value
+    entries = [
+        name
+        for entry in (value if isinstance(value, list | Mapping) else [None])
+        for name in (entry if isinstance(entry, list) else [entry])
+    ]
+    if not all(isinstance(name, str) for name in entries):
+        raise UnsupportedModelError(f"{'.'.join(names.path)} is no list of names: {brief(value)}")
     if isinstance(value, Mapping):
         return {new: v for old, v in value.items() for new in renumbering.of(old, names)}
     return [

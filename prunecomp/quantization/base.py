@@ -229,7 +229,7 @@ class Quantized:
 
 
 def _check_dense(spec: Spec, name: str, *, where: str) -> None:
-    if spec.dtype.startswith(("F4", "F6_", "F8_")) or spec.dtype in {"I8", "U8"}:
+    if spec.dtype.startswith(("F4", "F6_", "F8_", "I", "U", "BOOL", "C")):
         raise CheckpointError(
             f"{where}: {name} is {spec.dtype} but has no scale; complete the download"
         )

@@ -29,6 +29,7 @@ class World:
         most_up: the most there ever were.
         break_after: loads of a model, after which its server is dead.
         refused: models whose server does not come up.
+    silent: models whose server has no answer to a prompt.
         interrupt_after: loads after which the user presses Ctrl-C.
         at_once: requests that a server works on at the same time without getting slower.
     """
@@ -38,6 +39,7 @@ class World:
     most_up: int = 0
     break_after: dict[str, int] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
     interrupt_after: int | None = None
     at_once: int = 1
 
@@ -73,11 +75,24 @@ class Server:
         blocks = 1024 // layers_of(str(self.directory))
         return f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{blocks}"}} 1.0\n'
 
+    def post(self, path: str, body: dict, *, timeout_s: float) -> dict:
+        self.world.events.append(("ask", self.model, path, body))
+        if self.model in self.world.silent:
+            return {"choices": []}
+        text = said(layers_of(str(self.directory)), body["prompt"])
+        return {"choices": [{"text": text, "finish_reason": "length"}],
+                "usage": {"completion_tokens": 64}}  # fmt: skip
+
     def hang_up(self) -> None:
         self.world.up.pop(self.url, None)
 
     def stop(self) -> None:
         self.hang_up()
+
+
+def said(layers: int, prompt: list[int]) -> str:
+    """What a server answers."""
+    return f"{layers} layers to {prompt}"
 
 
 def option(arguments: list[str], name: str) -> str | None:
@@ -101,6 +116,10 @@ class Worker:
             return {"kv_cache_tokens": None, "peak_bytes": 1000, "peak_of": "process RSS"}
         if request["do"] == "load":
             return {"seconds": 1.0}
+        if request["do"] == "answer":
+            return {
+                "tokens": [layers_of(self.arguments[1]), *request["prompt"], request["stop"][0]]
+            }
         layers = layers_of(self.arguments[1])
         self.world.events.append(
             ("offline", Path(self.arguments[1]).name, request["output_tokens"], request["seed"])

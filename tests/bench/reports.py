@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from bench.conditions import Environment, Git, Mix, Settings, Slo
+from bench.conditions import Environment, Git, Message, Mix, Settings, Slo
 from bench.quantities import Estimate, Percentiles, Spread
 from bench.schema import (
     Accuracy,
+    Answer,
+    Answers,
     Ceiling,
     CeilingPoint,
     Failure,
@@ -20,6 +22,7 @@ from bench.schema import (
     Offline,
     Parts,
     Perplexity,
+    Question,
     Report,
     Retained,
     Serving,
@@ -39,6 +42,11 @@ MIXES = (Mix("prefill-heavy", 512, 16, 32), Mix("decode-heavy", 32, 256, 32),
          Mix("balanced", 128, 128, 32))  # fmt: skip
 TASKS = {"next-line": 0.71, "close-bracket": 0.64, "name": 0.58}
 REPEATS = 3
+PROMPTS = (
+    (Message("user", "What is the capital of France?"),),
+    (Message("system", "Be short."), Message("user", "Write\na list.")),
+    (Message("user", "Why is the sky blue?"),),
+)
 
 
 def _plan(rounds: int) -> dict | None:
@@ -209,6 +217,20 @@ def _frontier() -> Frontier:
     return Frontier(6, points, {"max_ppl_increase": 0.2}, 3, "plan.json")
 
 
+def _answers(models: tuple[str, ...] = tuple(REMOVED)) -> Answers:
+    """The deeper the cut, the longer a model talks; one says nothing, one is cut off."""
+    text = "Paris, | <b>the</b> city\n\n- of `love`"
+    questions = tuple(
+        Question(prompt, tuple(
+            Answer(m, "" if (m, i) == ("base", 2) else f"{i}: {text * (1 + REMOVED[m])}",
+                   10 * (1 + REMOVED[m]), m != "minus-6")
+            for m in models
+        ))
+        for i, prompt in enumerate(PROMPTS)
+    )  # fmt: skip
+    return Answers(True, 64, questions)
+
+
 def full() -> Report:
     """Base and three pruned models, three mixes, closed and open load, everything measured."""
     settings = Settings(
@@ -218,6 +240,7 @@ def full() -> Report:
         tensor_parallel_size=1, pipeline_parallel_size=1, tasks=("quick",),
         rates_from="0.25, 0.5, 0.75 and 0.9 of the base's 6 requests/s", batches=(1, 8),
         servers_why="the models fit into memory together", kv_cache_bytes=10**9,
+        answers=PROMPTS,
     )  # fmt: skip
     offline = _offline()
     ceilings, summaries = _ceiling_and_summary(offline)
@@ -241,7 +264,7 @@ def full() -> Report:
                    512 * m.num_hidden_layers, 10**9, 1_900_000_000, "process RSS")
             for m in models
         ),
-        ceiling=tuple(ceilings), accuracy=_accuracy(), frontier=_frontier(),
+        ceiling=tuple(ceilings), accuracy=_accuracy(), answers=_answers(), frontier=_frontier(),
         summary=tuple(summaries),
         warnings=("only short tasks were run; long chains of reasoning suffer first",),
     )  # fmt: skip
@@ -258,7 +281,7 @@ def minimal() -> Report:
     keep = {m.id for m in models}
     return replace(
         report, settings=settings, models=models, offline=(), memory=(), ceiling=(), warnings=(),
-        accuracy=None, frontier=None,
+        accuracy=None, answers=_answers(("base", "minus-4")), frontier=None,
         serving=tuple(s for s in report.serving if s.model in keep and s.mix == "balanced"
                       and s.concurrency == 4),
         summary=tuple(
@@ -277,7 +300,7 @@ def degenerate() -> Report:
         report,
         serving=tuple(replace(s, metrics=None, completed=0, failed=32) for s in report.serving),
         summary=tuple(replace(s, speedup={}) for s in report.summary), failures=(failed,),
-        accuracy=Accuracy("hf", None),
+        accuracy=Accuracy("hf", None), answers=_answers(("base",)),
         memory=(Memory("base", "vllm", 18_400_000, note="vLLM did not say"),),
         settings=replace(report.settings, skipped=()),
     )  # fmt: skip

@@ -210,11 +210,16 @@ def test_without_the_base_nothing_is_compared(evaluated):
 def test_perplexity_is_transformers_own_loss(models, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i} of {i * 7919 % 97} words\n" for i in range(60)))
+    other = tmp_path / "other.txt"
+    other.write_text("no line is like another: " + " ".join(str(i**3) for i in range(90)))
     request = Request(
-        tasks=(), text=str(text), text_samples=7, text_seq_len=24, device="cpu", batch_size=3
-    )
+        tasks=(), texts=(str(text), str(other)), text_samples=7, text_seq_len=24, device="cpu",
+        batch_size=3,
+    )  # fmt: skip
     worker.evaluate(job_of(models["base"], request), tmp_path)
-    found = json.loads((tmp_path / "perplexity.json").read_text())
+    found, second = json.loads((tmp_path / "perplexity.json").read_text())
+    assert second["text"] == str(other)
+    assert second["perplexity"] != found["perplexity"]
     ids = load_tokens(
         TextSource(str(text)), tokenizer_dir=models["base"], vocab_size=257, samples=7, seq_len=24
     ).input_ids
@@ -223,7 +228,7 @@ def test_perplexity_is_transformers_own_loss(models, tmp_path):
         loss = model(ids, labels=ids).loss
     assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-5)
     assert found["tokens"] == 7 * 23
-    (row,) = collected({"base": tmp_path})[0].perplexity
+    row, _ = collected({"base": tmp_path})[0].perplexity
     assert (row.model, row.text, row.tokens) == ("base", str(text), 7 * 23)
 
 
@@ -235,7 +240,7 @@ def test_texts_begin_as_the_tokenizer_begins_them(made, models, tmp_path):
     made_tokenizers.write(
         directory, front=front, behind=["<eos>"] if made in {"eos", "both"} else []
     )
-    lm = worker.load_model(job_of(directory, Request(tasks=(), text=None, device="cpu")))
+    lm = worker.load_model(job_of(directory, Request(tasks=(), texts=(), device="cpu")))
     assert worker.begin_texts(lm.tokenizer) == front
     context, answer = lm._encode_pair("one two", " three")
     prefix = [made_tokenizers.IDS["<bos>"]] if front else []
@@ -251,9 +256,9 @@ def test_perplexity_begins_with_the_prefix_and_leaves_it_out(tmp_path):
     made_tokenizers.write(tmp_path / "model", front=["<lang>", "<bos>"], behind=["<eos>"])
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i} of {i * 7919 % 97} words\n" for i in range(60)))
-    request = Request(tasks=(), text=str(text), text_samples=5, text_seq_len=24, device="cpu")
+    request = Request(tasks=(), texts=(str(text),), text_samples=5, text_seq_len=24, device="cpu")
     worker.evaluate(job_of(tmp_path / "model", request), tmp_path)
-    found = json.loads((tmp_path / "perplexity.json").read_text())
+    (found,) = json.loads((tmp_path / "perplexity.json").read_text())
     tokens = load_tokens(
         TextSource(str(text)), tokenizer_dir=tmp_path / "model",
         vocab_size=made_tokenizers.VOCABULARY, samples=5, seq_len=24,

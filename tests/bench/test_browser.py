@@ -24,9 +24,10 @@ addEventListener("load", () => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
   const ink = getComputedStyle(page.querySelector("svg text")).fill;
   document.title = JSON.stringify({
-    window: root.clientWidth, page: root.scrollWidth, ink,
+    window: root.clientWidth, page: root.scrollWidth, height: root.scrollHeight, ink,
     paper: getComputedStyle(page.body).backgroundColor,
-    small: Math.min(...[...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width)),
+    small: Math.min(...[...page.querySelectorAll("svg")].filter(s => s.checkVisibility())
+      .map(s => s.getBoundingClientRect().width)),
   });
 });
 """
@@ -39,13 +40,13 @@ def page(tmp_path_factory):
     return directory / "report.html"
 
 
-def visit(page, directory, *options):
+def visit(page, directory, *options, place=""):
     """The document after loading, and what the browser logged."""
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--no-first-run", "--hide-scrollbars", f"--user-data-dir={directory / 'profile'}",
          "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", *options,
-         "--dump-dom", page.as_uri()],
+         "--dump-dom", page.as_uri() + place],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     return done.stdout, done.stderr
@@ -66,15 +67,35 @@ def test_complaints_are_heard(page, tmp_path):
     assert re.search(r"CONSOLE.*a\.test/b\.png.*Content Security Policy", said)
 
 
-@pytest.mark.parametrize(("scheme", "ink"), [("1", "rgb(27, 31, 36)"), ("0", "rgb(230, 233, 238)")])
-def test_it_fits_a_telephone_in_light_and_in_dark(page, tmp_path, scheme, ink):
-    around = tmp_path / "around.html"
+def measured(page, directory, *options, width, height):
+    """What `MEASURE` finds on a screen of this size."""
+    around = directory / "around.html"
     around.write_text(
-        f'<script>{MEASURE}</script><iframe style="width:390px;height:800px;border:0" '
+        f'<script>{MEASURE}</script><iframe style="width:{width}px;height:{height}px;border:0" '
         f'srcdoc="{escape(page.read_text())}"></iframe>'
     )
-    document, _ = visit(around, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
-    found = json.loads(re.search(r"<title>(.*?)</title>", document)[1])
+    document, _ = visit(around, directory, *options)
+    return json.loads(re.search(r"<title>(.*?)</title>", document)[1])
+
+
+def test_it_is_two_screens_long_until_one_asks_for_more(tmp_path):
+    pages.write(reports.full(), tmp_path)
+    page = tmp_path / "report.html"
+    assert measured(page, tmp_path, width=1920, height=1080)["height"] <= 2 * 1080
+    closed, _ = visit(page, tmp_path)
+    assert "<details open" not in closed
+
+
+def test_a_link_to_a_section_opens_it(page, tmp_path):
+    document, _ = visit(page, tmp_path, place="#serving")
+    opened = re.findall(r'<details open="">\s*<summary>(.*?)</summary>', document)
+    assert opened == ["<h2>Serving with vLLM</h2>"]
+
+
+@pytest.mark.parametrize(("scheme", "ink"), [("1", "rgb(27, 31, 36)"), ("0", "rgb(230, 233, 238)")])
+def test_it_fits_a_telephone_in_light_and_in_dark(page, tmp_path, scheme, ink):
+    scheme = f"--blink-settings=preferredColorScheme={scheme}"
+    found = measured(page, tmp_path, scheme, width=390, height=800)
     assert found["page"] == found["window"] == 390
     assert found["small"] > 330
     assert found["ink"] == ink

@@ -157,3 +157,21 @@ def test_what_cannot_be_read_ends_with_2(files, tmp_path, capsys):
     assert "newer.json: has schema version 99" in capsys.readouterr().err
     assert cli.main(["compare", str(tmp_path), str(files / "a")]) == 2
     assert "report.json" in capsys.readouterr().err
+
+
+def test_outputs_of_one_token(tmp_path, capsys):
+    """They have no time between tokens: the report is shown, and compared without it."""
+    document = reports.minimal().to_json()
+    for row in document["serving"]:
+        row["metrics"].update(tpot_ms=None, itl_ms=None)
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    assert cli.main(["report", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    row = next(
+        x for x in (tmp_path / "out" / "report.md").read_text().splitlines() if "flight" in x
+    )
+    assert row.count("not measured") == 2
+    capsys.readouterr()
+    assert cli.main(["compare", str(tmp_path), str(tmp_path), "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "TTFT p50" in said
+    assert "TPOT" not in said

@@ -197,7 +197,7 @@ def test_command(text_model, texts, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (None, "No such file"), ("{", "is not JSON"), ("{}", "is not a frontier"),
+    (None, "No such file"), ("{", "cannot read it as JSON"), ("{}", "is not a frontier"),
     ('{"kind": "prunecomp-frontier", "schema_version": 7}', "schema version 7"),
     ('{"kind": "prunecomp-frontier", "schema_version": 1}', "must be a JSON object"),
 ])  # fmt: skip

@@ -137,7 +137,7 @@ def test_chains_are_scored_up_to_the_first_error():
 @pytest.mark.slow
 def test_the_tiny_model_is_clearly_above_chance(tmp_path):
     """On every task, by three standard errors; half of the items are enough for that."""
-    request = Request(limit=100, device="cpu", text=None)
+    request = Request(limit=100, device="cpu", texts=())
     evaluate(job_of(ROOT / "examples" / "tiny-python-lm", request), tmp_path)
     rows = [row.result for row in read_rows("base", tmp_path)]
     assert {row.task for row in rows} == {f.stem for f in FILES} - {"quick_gen"}

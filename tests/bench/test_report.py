@@ -135,6 +135,33 @@ def test_accuracy_and_frontier(full):
     assert "3 layers are the deepest cut that keeps it" in page.text
 
 
+def test_answers_side_by_side(full):
+    document, page, _ = full
+    asked = document["answers"]["questions"]
+    shown = rows(page, "Answers") + rows(page, "Further prompts")
+    assert list(shown[0]) == ["prompt", "base", "minus-2", "minus-4", "minus-6"]
+    assert [row["prompt"] for row in shown] == [
+        "What is the capital of France?",
+        "system: Be short. / user: Write ↵ a list.",
+        "Why is the sky blue?",
+    ]
+    for question, row in zip(asked, shown, strict=True):
+        for answer in question["answers"]:
+            cell = row[answer["model"]]
+            assert cell.endswith(" …") == (not answer["finished"])
+            said = cell.removesuffix(" …").replace(" ↵", "\n").replace("\n ", "\n")
+            assert said == (answer["text"] or "(nothing)")
+
+
+def test_a_model_that_gave_no_answer_has_its_column(tmp_path):
+    page, _ = render(reports.degenerate(), tmp_path)
+    assert {row["minus-4"] for row in rows(page, "Answers")} == {"not measured"}
+    silent = replace(reports.minimal(), answers=None)
+    assert "Answers: not measured (it failed, see above)." in render(silent, tmp_path)[0].text
+    silent = replace(silent, settings=replace(silent.settings, answers=()))
+    assert "Answers: not measured (not asked for)." in render(silent, tmp_path)[0].text
+
+
 def test_every_plot_has_its_text_and_ids_are_unique(full):
     _, page, _ = full
     assert page.tags.count("svg") == len(page.labels) == 2 + 3 * 8 + 3 + 2

@@ -33,6 +33,10 @@ REPORT = schema.Report(
 )  # fmt: skip
 
 
+SERVING = {"model": "base", "mix": "balanced", "mode": "closed", "concurrency": 4,
+           "request_rate": None, "completed": 0, "failed": 0, "metrics": None}  # fmt: skip
+
+
 def test_there_and_back(tmp_path):
     file = tmp_path / "report.json"
     file.write_text(json.dumps(REPORT.to_json()))
@@ -62,13 +66,17 @@ def changed(edit):
         (lambda d: d["models"][1].pop("removed"), r"r.json.models\[1\]: the key 'removed'"),
         (lambda d: d["models"][0].update(more=1), r"r.json.models\[0\]: unknown key 'more'"),
         (lambda d: d["settings"].update(seed="0"), "r.json.settings.seed: '0' is not what"),
-        (lambda d: d["settings"].update(seed=True), "r.json.settings.seed: 'True' is not"),
-        (lambda d: d.update(models={}), "r.json.models: '{}' is not"),
+        (lambda d: d["settings"].update(seed=True), "r.json.settings.seed: True is not"),
+        (lambda d: d.update(models={}), "r.json.models: {} is not"),
         (lambda d: d["environment"].update(git=[]), "r.json.environment.git: must be"),
         (lambda d: d["summary"][0]["speedup"]["decode"].update(value=None),
-         r"r.json.summary\[0\].speedup.decode.value: 'None' is not"),
+         r"r.json.summary\[0\].speedup.decode.value: None is not"),
+        (lambda d: d.update(duration_s=10**400), "r.json.duration_s: 1000.*000 is not"),
+        (lambda d: d.update(serving=[SERVING | {"mix": "x"}]), "serving tells of the mix 'x'"),
+        (lambda d: d.update(serving=[SERVING | {"mode": "x"}]), "of the mode 'x' says nothing"),
+        (lambda d: d.update(serving=[SERVING | {"concurrency": None}]), "says nothing of its load"),
         (lambda d: d["summary"][0].update(model="x"), "r.json: summary tells of 'x'"),
-        (lambda d: d.update(duration_s=float("inf")), "r.json.duration_s: 'inf' is not"),
+        (lambda d: d.update(duration_s=float("inf")), "r.json.duration_s: inf is not"),
     ],
 )  # fmt: skip
 def test_damage_is_told_in_one_line(edit, says):
@@ -78,10 +86,13 @@ def test_damage_is_told_in_one_line(edit, says):
 
 
 def test_files_that_are_no_reports(tmp_path):
-    with pytest.raises(UsageError, match=r"report.json: No such file"):
+    with pytest.raises(UsageError, match=r"report.json: cannot read it \(No such file"):
         schema.read_report(tmp_path)
     (tmp_path / "report.json").write_text("{")
-    with pytest.raises(UsageError, match="is not JSON"):
+    with pytest.raises(UsageError, match="cannot read it as JSON"):
+        schema.read_report(tmp_path)
+    (tmp_path / "report.json").write_text("[" * 5000 + "]" * 5000)
+    with pytest.raises(UsageError, match="nested"):
         schema.read_report(tmp_path)
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(UsageError, match="is not a report"):

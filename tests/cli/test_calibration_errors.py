@@ -49,7 +49,7 @@ def test_near_miss(calibrate, name):
 
 @pytest.mark.parametrize("name", ["zzz", "", "/no/such/text", "../no/such", "a/b/c", "/dev/stdin"])
 def test_unknown(calibrate, name):
-    calibrate(name, says=("unknown calibration source", "python-stdlib, wikitext-2, c4"))
+    calibrate(name, says=("unknown calibration source", "python-stdlib, prose, wikitext-2, c4"))
 
 
 @pytest.mark.parametrize("name", ["nope.txt", "no/such.jsonl", "nope.safetensors"])

@@ -226,3 +226,18 @@ def test_memory_is_what_compress_then_uses(tmp_path):
     _, used = run("compress", *options, "--layers", "1", "-q", "-o", tmp_path / "out")
     assert told["parts"]["interpreter, libraries, text"] < used * 3 / 4
     assert told["bytes"] == pytest.approx(used, rel=0.2)
+
+
+def test_memory_counts_the_text(inspected, model, tmp_path):
+    """A line is in memory as a whole while it is read; a large file of short ones is not."""
+    moments = []
+    for name, lines in (("short", 50_000), ("long", 1)):
+        text = "def f(x):\n    return x + 1\n" * (1_500_000 // lines)
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text((json.dumps({"text": text}) + "\n") * lines)
+        found = inspected(model, "--calibration", file)["memory"]
+        assert found["text"]["prefix"] == []
+        moments.append(found["moments"]["reading"])
+        size = file.stat().st_size
+    assert size > 40_000_000
+    assert moments[1] - moments[0] > 2 * size

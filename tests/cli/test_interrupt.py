@@ -21,8 +21,8 @@ INTERRUPTED = "error: interrupted; nothing is left behind\n"
 
 #: Moments of a run, as the functions that are then called.
 MOMENTS = {
-    "hashing": "prunecomp.checkpoint.reader._file_sha256",
-    "tokenising": "prunecomp.calibration.data._tokenizer",
+    "hashing": "prunecomp.checkpoint.reader.Checkpoint._read_all",
+    "tokenising": "prunecomp.calibration.data.load_tokenizer",
     "loading": "prunecomp.machine.skeleton",
     "embedding": "prunecomp.calibration.view.PlannedModel.embed",
     "scoring": "prunecomp.calibration.runner.Runner.cosines",

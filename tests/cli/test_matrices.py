@@ -68,7 +68,7 @@ class Halved:
         return {"factor": 1.0, "halves": [self.weight, self.other]}
 
     @classmethod
-    def from_json(cls, entry):
+    def from_json(cls, entry, where):
         return cls(*entry["halves"])
 
 class Halves:

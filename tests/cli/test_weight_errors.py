@@ -94,7 +94,7 @@ def test_overlapping_tensors(refused_compress, model):
     head, data = header(model)
     head["model.norm.weight"]["data_offsets"] = [0, 64]
     put_header(model, head, data)
-    refused_compress(model, says="does not start where the one before it ends")
+    refused_compress(model, says=("damaged", "invalid offset for tensor"))
 
 
 def rename_tensor(model: Path, old: str, new: str) -> None:
@@ -164,3 +164,30 @@ def test_weights_that_give_no_numbers(refused_compress, model, value):
     tensors["lm_head.weight"] *= value
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
     refused_compress(model, code=1, says="not finite")
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool", "complex64"])
+@pytest.mark.parametrize("name", [O_PROJ, "model.embed_tokens.weight"])
+def test_weights_that_are_no_floats(refused_compress, model, dtype, name):
+    """Codes of a quantised model whose settings are lost, say; a factor would round them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / WEIGHTS)
+    tensors[name] = tensors[name].float().to(getattr(torch, dtype))
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    refused_compress(model, says=(name, "where a weight has to be a float", "restore"))
+
+
+def test_masks_that_are_no_floats_are_no_hindrance(cli, model, small, tmp_path):
+    """Buffers of some published files; transformers passes them over."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / WEIGHTS)
+    tensors["model.layers.0.self_attn.masked_bias"] = torch.zeros(3, dtype=torch.bool)
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    ended = cli("apply", model, "nope.json", "-o", tmp_path / "out")
+    assert "nope.json: cannot read it" in ended.err
+    ended = cli("inspect", model, *small)
+    assert ended.code == 0, ended.err

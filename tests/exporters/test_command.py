@@ -122,7 +122,11 @@ def test_defaults_and_plan_reach_the_exporter(run, listing, model, plan_file, tm
     }  # fmt: skip
     names = (tmp_path / "b" / "config.json").read_text().split()
     assert names == sorted(names, reverse=True)
-    assert manifest(tmp_path / "b")["plan"] == json.loads(plan_file.read_text())
+    plan = json.loads(plan_file.read_text())
+    found = manifest(tmp_path / "b")["plan"]
+    for part in ("source", "rounds", "recipe"):
+        own = {"name": model.name} if part == "source" else {}
+        assert found[part] == ({**plan[part], **own} if own else plan[part])
     assert "plan" not in manifest(tmp_path / "a")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -42,3 +44,29 @@ def test_parameters_are_those_of_from_pretrained(case, tmp_path):
     assert {n for n in expected.state_dict() if not n.startswith(layer_path)} <= found.keys()
     same(found, {n: v for n, v in expected.state_dict().items() if n in found})
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"return_dict": False}),
+        ("llama", {"output_hidden_states": True, "output_attentions": True, "use_cache": False}),
+        ("mixtral", {"output_router_logits": True}),
+    ],
+    ids=["tuples", "states", "router"],
+)
+def test_what_calls_return_does_not_depend_on_the_config(family, changes, tmp_path):
+    tiny.build(family, 0).save_pretrained(tmp_path)
+    ids, found = tiny.tokens(), []
+    for extra in ({}, changes):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | extra))
+        model = PlannedModel(Checkpoint(tmp_path), device=CPU, dtype=torch.float32)
+        hidden = model.embed(ids)
+        for layer in model.live:
+            hidden = model.run_layer(layer, hidden)
+        made = model.model(input_ids=ids)
+        found.append((model.logits(hidden, ids), made.logits, sorted(made)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2] == ["logits", "past_key_values"]

@@ -126,6 +126,30 @@ def test_upstream_overflow_is_refused():
         edit.apply(lambda _: torch.tensor([1.0, 30000.0], dtype=torch.float16))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "scale"),
+    [
+        (torch.float16, 0.02, 1e-8), (torch.float16, 0.02, 1e-4), (torch.bfloat16, 1.0, 1e-39),
+        (torch.float32, 1.0, 1e-46), (torch.float32, 1.0, 1e-200), (torch.float32, 1.0, 0.0),
+    ],
+)  # fmt: skip
+def test_a_weight_that_vanishes_is_refused(dtype, value, scale):
+    """All zero, or so small that nothing of it is exact any more."""
+    with pytest.raises(NumericError, match="does not fit"):
+        TensorEdit("a", "a", scale).apply(lambda _: torch.tensor([value, -value, 0.0], dtype=dtype))
+
+
+def test_what_was_as_small_before_is_none_of_that():
+    half = torch.tensor([0.0, 6e-8, -6e-8], dtype=torch.float16)
+    for tensor in (torch.zeros(3), half, torch.tensor([]), torch.tensor([1e-42, 0.0])):
+        TensorEdit("a", "a", 0.5).apply(lambda _, tensor=tensor: tensor)
+    one = torch.tensor([1.0, 1e-8], dtype=torch.float16)  # the large one stays exact
+    assert TensorEdit("a", "a", 0.5).apply(lambda _: one)[0] == 0.5
+    assert (
+        not TensorEdit("a", "a", 0.5, unit_offset=True).apply(lambda _: torch.tensor([1.0])).any()
+    )
+
+
 def test_edit_leaves_its_argument_alone():
     tensor = torch.ones(3)
     assert TensorEdit("a", "a", 2.0).apply(lambda _: tensor).tolist() == [2.0, 2.0, 2.0]

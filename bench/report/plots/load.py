@@ -46,10 +46,12 @@ def plots(report: Report, mix: str) -> list[Plot]:
         if not curves:
             continue
         suffix = f"{mode}-{slug(mix)}"
-        latencies += [
-            _latency(report, curves, field, f"{title}, {mode} loop", xlabel, f"{field}-{suffix}")
-            for field, title in _LATENCIES
-        ]
+        for field, title in _LATENCIES:
+            measured = _measured(curves, field)
+            if measured:
+                latencies.append(_latency(
+                    report, measured, field, f"{title}, {mode} loop", xlabel, f"{field}-{suffix}"
+                ))  # fmt: skip
         rates += _rate(
             report, curves, rate, f"{words} per second", mode, xlabel, f"{rate}-{suffix}"
         )
@@ -57,6 +59,15 @@ def plots(report: Report, mix: str) -> list[Plot]:
 
 
 Curves = Mapping[str, Sequence[tuple[float, Serving]]]
+
+
+def _measured(curves: Curves, field: str) -> Curves:
+    """What has a field that outputs of one token lack."""
+    found = {
+        model: [(load, s) for load, s in points if getattr(s.metrics, field) is not None]
+        for model, points in curves.items()
+    }
+    return {model: points for model, points in found.items() if points}
 
 
 def _loads(axes, curves: Curves) -> None:
