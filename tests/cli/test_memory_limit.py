@@ -7,15 +7,17 @@ import json
 import pytest
 
 from prunecomp import memory
+from prunecomp.calibration.local_text import Reading
 from prunecomp.metrics import METRICS
 
 
 @pytest.fixture
 def _bare(monkeypatch):
-    """As if the process itself took nothing, so that limits are about this tiny model."""
+    """As if the process, and reading, took nothing, so that limits are about this tiny model."""
     monkeypatch.setattr(memory, "resident", lambda dtype: 0)
     monkeypatch.setattr(memory, "SLACK", 0)
     monkeypatch.setattr(memory, "HELD", 0)
+    monkeypatch.setattr(Reading, "nbytes", 0)
 
 
 @pytest.fixture
