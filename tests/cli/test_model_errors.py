@@ -201,7 +201,7 @@ def test_config_that_transformers_rejects(refused_compress, edit_config, changes
      ({"pad_token_id": 5000}, "pad_token_id is 5000, outside the vocabulary: vocab_size is 260")],
 )  # fmt: skip
 def test_config_that_no_model_can_have(refused_compress, edit_config, changes, reason):
-    refused_compress(edit_config(**changes), says=("transformers cannot load it", reason))
+    refused_compress(edit_config(**changes), says=("transformers cannot", reason))
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
