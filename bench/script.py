@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
+from prunecomp.console import ERROR, shortened
 from prunecomp.errors import PruneCompError
 
 
@@ -19,7 +20,7 @@ def script(
         try:
             return main(argv)
         except PruneCompError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"{ERROR}{shortened(str(error))}", file=sys.stderr)
             return error.exit_code
 
     return run

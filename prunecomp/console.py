@@ -27,7 +27,7 @@ SILENCE = {
 }
 #: What an error's line begins with.
 ERROR = "error: "
-_LONG_WORD = 80
+_LONG_WORD, _SHORT_PATH = 80, 60
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = ("out of memory", "can't allocate memory")  # what torch says, of CUDA and of the CPU
 
@@ -130,8 +130,8 @@ def shortened(message: str) -> str:
     """`message` on one line of at most `MAX_LINE` characters, the word before it included.
 
     Where it is longer, the middle goes: what is wrong and where stands in front, what to do about
-    it behind the last semicolon. Before that, single long words lose their middle, but for the
-    path at the start.
+    it behind the last semicolon. Before that, single long words lose their middle, and the path at
+    the start its first folders.
     """
     line = printable(" ".join(message.splitlines()))
     most = MAX_LINE - len(ERROR)
@@ -141,14 +141,15 @@ def shortened(message: str) -> str:
     if not colon:
         first, rest = "", line
     rest = re.sub(rf"\S{{{_LONG_WORD},}}", _without_middle, rest)
-    if len(first) > most // 2:
-        first = f"...{first[-most // 2 :]}"
+    room = max(most - len(colon + rest), _SHORT_PATH)
+    if len(first) > room:
+        first = f"...{first[3 - room :]}"
     line = f"{first}{colon}{rest}"
     if len(line) <= most:
         return line
     semicolon = rest.rfind("; ")
     remedy = rest[semicolon:] if semicolon >= 0 else rest[-most // 4 :]
-    remedy = remedy if len(remedy) <= most // 3 else f"{remedy[: most // 3 - 4]} ..."
+    remedy = remedy if len(remedy) <= most // 2 else f"{remedy[: most // 2 - 4]} ..."
     return f"{line[: most - len(remedy) - 4]} ...{remedy}"
 
 

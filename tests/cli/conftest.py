@@ -6,6 +6,7 @@ runs them in processes of their own, forked from one that has imported torch alr
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -134,6 +135,25 @@ def planned(pristine, text, tmp_path_factory) -> dict:
     options = ["--layers", "3", "--calibration", str(text), "--samples", "4", "--seq-len", "32"]
     assert cli.main(["plan", str(pristine), "-q", "-o", str(path), *options]) == 0
     return json.loads(path.read_text())
+
+
+@pytest.fixture
+def apply(refused, model, tmp_path):
+    """``apply(plan, says=...)``: `plan` is text, or a document to be written as JSON."""
+
+    def check(plan, *options, **expected) -> str:
+        path = tmp_path / "bad.json"
+        path.write_text(plan if isinstance(plan, str) else json.dumps(plan))
+        out = tmp_path / "new" / "out"
+        return refused("apply", model, path, "-o", out, *options, **expected)
+
+    return check
+
+
+@pytest.fixture
+def own(planned, model):
+    """A good plan for the copy, to be damaged."""
+    return copy.deepcopy(planned)
 
 
 @pytest.fixture(scope="session")
