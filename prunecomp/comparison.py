@@ -234,7 +234,9 @@ class _Comparison:
             * _offset(self.written_files, position) + self._computed[0]
         )  # fmt: skip
         if added and not error <= tolerance:
-            raise _differs(f"layer {position} (layer {original} of the source)", error, tolerance)
+            raise _differs(
+                f"outputs of layer {position} (layer {original} of the source)", error, tolerance
+            )
         self.layers = max(self.layers, error if added else 0.0)
         return after
 
@@ -263,9 +265,9 @@ def _relative(difference: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _differs(what: str, error: float, tolerance: float) -> VerificationError:
     return VerificationError(
-        f"the written model is not the source with layers skipped: {what} gives values that are "
-        f"off by {error:.2g} of what they should be (at most {tolerance:.2g}); nothing is kept, "
-        "please report it; --no-check writes it all the same"
+        f"the written model is not the source with layers skipped: {what} differ by {error:.2g} "
+        f"(at most {tolerance:.2g}); where factors are far from one, use --fold downstream; else "
+        "please report it (--no-check writes it all the same)"
     )
 
 

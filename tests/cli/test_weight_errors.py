@@ -156,14 +156,77 @@ def test_index_forgets_a_tensor(cli, model, small, tmp_path):
     assert (ended.code, ended.err) == (0, "")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_weights_that_give_no_numbers(refused_compress, model, value):
+def change(model: Path, name: str, edit) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(model / WEIGHTS)
-    tensors["lm_head.weight"] *= value
+    edit(tensors[name])
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
-    refused_compress(model, code=1, says="not finite")
+
+
+def test_weights_that_give_no_numbers(refused_compress, model):
+    change(model, "lm_head.weight", lambda weight: weight.mul_(1e30))
+    refused_compress(model, code=1, says=("not finite", "the weights are damaged"))
+
+
+#: Written by no edit; read for few tokens, or for none; edited; before and behind any cut.
+ANYWHERE = [
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.mlp.up_proj.weight",
+    O_PROJ,
+]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_weight_that_is_no_number_is_named(refused, refused_compress, model, name, value):
+    def spoil(weight):
+        weight[-1, -1] = value
+
+    change(model, name, spoil)
+    says = (name, "holds NaN or infinity", "restore the file")
+    refused_compress(model, says=says)
+    refused("export", model, "-q", "-o", model.parent / "out", says=says)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-check"]])
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_apply_names_it_too(refused, model, planned, tmp_path, name, options):
+    """A plan of such files cannot be made; here somebody has written their digests into one."""
+    import hashlib
+
+    change(model, name, lambda weight: weight[-1].fill_(float("nan")))
+    digest = hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()
+    source = {**planned["source"], "sha256": {**planned["source"]["sha256"], WEIGHTS: digest}}
+    (tmp_path / "plan.json").write_text(json.dumps({**planned, "source": source}))
+    arguments = ["apply", model, tmp_path / "plan.json", "-q", "-o", tmp_path / "out", *options]
+    refused(*arguments, says=(name, "holds NaN or infinity"))
+
+
+def test_the_comparison_can_be_left_out(cli, model, planned, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(planned))
+    for options, compared in (([], True), (["--no-check"], False)):
+        output = tmp_path / f"out{compared}"
+        ended = cli("apply", model, tmp_path / "plan.json", "-o", output, *options)
+        assert ended.code == 0, ended.err
+        assert ("checked: on 16 tokens" in ended.err) == compared
+        manifest = json.loads((output / "prunecomp.json").read_text())
+        assert ("runs-as-planned" in manifest["checks"]) == compared
+        assert (manifest["comparison"].get("tokens") == 16) == compared
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", O_PROJ, "model.embed_tokens.weight"])
+def test_headers_tell_it_to_all_commands(refused, model, planned, small, tmp_path, name):
+    """A tensor that is missing, before anything is read or run."""
+    rename_tensor(model, name, "something.else")
+    (tmp_path / "plan.json").write_text(json.dumps(planned))
+    out = ["-q", "-o", tmp_path / "out"]
+    says = ("missing or misshapen", name)
+    refused("inspect", model, *small, says=says)
+    refused("plan", model, *out, "--layers", 1, "--dry-run", *small, says=says)
+    refused("export", model, *out, says=says)
+    refused("export", model, *out, "--dry-run", says=says)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool", "complex64"])
