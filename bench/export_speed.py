@@ -9,8 +9,8 @@ Where they are not, as on another machine, all of the source is hashed on the wa
 as well, without a limit; so is the comparison of a planned model with its source, which all other
 cases leave out (``--no-check``). For each case, ``cp -r`` of the very directory that the export
 wrote and the export itself run in turns. Every run starts with nothing left to write to the disk,
-with its input out of the page cache (``--warm`` leaves it there), and with Python's own packages in
-it, for 16 GB drive them out. It ends when the process ends (``seconds``), and when ``sync`` has
+with its input out of the page cache (``--warm`` leaves it there), and with Python's own packages
+in it, for 16 GB drive them out. It ends when the process ends (``seconds``), and when ``sync`` has
 returned after that (``synced_seconds``); neither ``cp`` nor the export syncs by itself. The model is
 made shallower to fit the free space, unless ``--layers`` says how deep. All of it is removed.
 """
