@@ -11,8 +11,8 @@ cases leave out (``--no-check``). For each case, ``cp -r`` of the very directory
 wrote and the export itself run in turns. Every run starts with nothing left to write to the disk,
 with its input out of the page cache (``--warm`` leaves it there), and with Python's own packages
 in it, for 16 GB drive them out. It ends when the process ends (``seconds``), and when ``sync`` has
-returned after that (``synced_seconds``); neither ``cp`` nor the export syncs by itself. The model is
-made shallower to fit the free space, unless ``--layers`` says how deep. All of it is removed.
+returned after that (``synced_seconds``); neither ``cp`` nor the export syncs by itself. The model
+is made shallower to fit the free space, unless ``--layers`` says how deep. All of it is removed.
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ def test_what_its_owner_holds_stays(tmp_path):
 @pytest.mark.parametrize(
     "who", [owner(DEAD, boot="00000000"), owner(OWN, boot="00000000"), str(DEAD), "x",
             "unknown.0.1"],
+    ids=["another boot", "another boot, our number", "a number only", "no number", "unknown"],
 )  # fmt: skip
 @pytest.mark.parametrize("old", ["", ".old"])
 def test_what_cannot_be_told_stays_and_is_named(tmp_path, who, old):
