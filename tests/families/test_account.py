@@ -80,18 +80,20 @@ def test_fused_experts_are_scaled(case, tmp_path):
             conformance.assert_close(found, expected)
 
 
-def test_a_writer_that_is_not_declared_is_refused(case):
+def test_a_writer_or_reader_that_is_not_declared_is_refused(case):
     """From headers, in either form, by the name of a tensor."""
     for directory in case[2:]:
         checkpoint = Checkpoint(directory)
         family, there = checkpoint.family, patterns(checkpoint)
-        for writer in family.writers:
-            if writer in there:
-                left = tuple(w for w in family.writers if w != writer)
-                checkpoint.family = dataclasses.replace(family, writers=left)
+        for field, name in [("writers", w) for w in family.writers] + [
+            ("readers", r) for r in family.readers
+        ]:
+            if name in there:
+                left = tuple(each for each in getattr(family, field) if each != name)
+                checkpoint.family = dataclasses.replace(family, **{field: left})
                 with pytest.raises(UnsupportedModelError, match="nobody can say") as caught:
                     check_source_model(checkpoint)
-                assert there[writer] in str(caught.value)
+                assert there[name] in str(caught.value)
                 assert len(str(caught.value).replace(str(directory), "")) < 250
 
 
