@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from importlib import metadata
@@ -88,7 +89,7 @@ def model_directory(path: Path, progress: Progress) -> Path:
     for found in _complete(place):
         progress.say(f"{path.name}: converted before, in {found}")
         return found
-    return _convert(header, digest, place / path.stem[:_MAX_NAME], progress)
+    return _convert(header, digest, _free(place, path.stem[:_MAX_NAME]), progress)
 
 
 def _cache() -> Path:
@@ -112,6 +113,12 @@ def _complete(place: Path) -> Iterator[Path]:
                 yield path
 
 
+def _free(place: Path, name: str) -> Path:
+    """A path in `place` that nothing has: what lies there without its record is left alone."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(place / free for free in names if not (place / free).exists())
+
+
 def _convert(header: GgufHeader, digest: str, target: Path, progress: Progress) -> Path:
     from prunecomp.checkpoint.converted import Converted, write_record
     from prunecomp.checkpoint.digests import stamp
@@ -122,10 +129,9 @@ def _convert(header: GgufHeader, digest: str, target: Path, progress: Progress) 
     before = stamp(header.path)
     conversion = prepare(header)
     _say(conversion, target, progress)
-    left = target.exists()  # without its record, so that it is not what was made here
-    _check_room(conversion, target, overwrite=left)
+    _check_room(conversion, target)
     try:
-        with output_directory(target, overwrite=left) as partial:
+        with output_directory(target) as partial:
             write(conversion, partial, progress)
             if matter := front_matter(header.metadata):
                 (partial / "README.md").write_text(matter, encoding="utf-8")
@@ -158,14 +164,14 @@ def _say(conversion: Conversion, target: Path, progress: Progress) -> None:
         progress.say(f"note: transformers makes no use of what the file has in {names}")
 
 
-def _check_room(conversion: Conversion, target: Path, *, overwrite: bool) -> None:
+def _check_room(conversion: Conversion, target: Path) -> None:
     from prunecomp.checkpoint.output import check_output
 
     try:
-        check_output(target, overwrite=overwrite)
+        check_output(target, overwrite=False)
     except UsageError as error:
         raise UsageError(
-            f"the converted model cannot be kept ({error}); set XDG_CACHE_HOME to a place for it"
+            f"the converted model cannot be kept, set XDG_CACHE_HOME to a place for it: {error}"
         ) from error
     there = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(there).free

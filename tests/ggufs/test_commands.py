@@ -40,7 +40,7 @@ def test_compress(cli, file, small, tmp_path, which):
     found = manifest["converted_from"]
     assert found["quantization"] == "Q4_0"
     assert found["lossy"] is True
-    assert manifest["plan"]["source"]["name"] == str(file)
+    assert manifest["plan"]["source"]["name"] == file.name
     assert manifest["plan"]["source"]["sha256"] == {"model.gguf": found["sha256"]}
     card = (out / "README.md").read_text()
     assert "# Tiny.Q4_0.GGUF without 1 of 4 layers" in card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -249,18 +250,22 @@ def test_one_that_is_not_complete_is_made_again(tiny_gguf):
     directory = converted(path)
     (directory / "prunecomp-source.json").unlink()
     (directory / "model.safetensors").write_bytes(b"half")
-    assert converted(path) == directory
-    Checkpoint(directory)
+    again = converted(path)
+    assert again.name == "tiny-llama-2"
+    Checkpoint(again)
+    assert converted(path) == again
 
 
-def test_another_process_that_is_faster(tiny_gguf, monkeypatch):
+def test_another_process_that_is_faster(tiny_gguf, tmp_path, monkeypatch):
     path, _ = tiny_gguf()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    other = converted(path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     real = convert.write
 
     def slow(conversion, target, progress):
-        monkeypatch.setattr(convert, "write", real)
-        converted(path)
         real(conversion, target, progress)
+        shutil.copytree(other, target.parent / other.name)
 
     monkeypatch.setattr(convert, "write", slow)
     directory = converted(path)
