@@ -49,8 +49,8 @@ def bench(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.report.html.render", lambda report: "")
 
     def run(world, *options):
-        def request(*given):
-            return dataclasses.replace(original(*given), tools=Tools(world.server, world.worker))
+        def request(args):
+            return dataclasses.replace(original(args), tools=Tools(world.server, world.worker))
 
         monkeypatch.setattr(command, "_request", request)
         code = cli.main([

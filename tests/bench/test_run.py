@@ -13,7 +13,6 @@ from bench.context import Tools
 from bench.schema import read_report
 from prunecomp.commands import bench as command
 from prunecomp.errors import MissingDependencyError, UsageError
-from prunecomp.progress import Progress
 from tests.bench.fake_engine import World, drift, requests
 
 LAYERS = {"base": 8, "minus-2": 6, "minus-4": 4}
@@ -46,8 +45,8 @@ def bench(models, tmp_path, monkeypatch, capsys):
         if not pages:  # drawing the plots takes seconds
             monkeypatch.setattr("bench.report.html.render", lambda report: "")
 
-        def request(*given):
-            return dataclasses.replace(original(*given), tools=Tools(world.server, world.worker))
+        def request(args):
+            return dataclasses.replace(original(args), tools=Tools(world.server, world.worker))
 
         monkeypatch.setattr(command, "_request", request)
         paths = [str(models[name]) for name in names]
@@ -310,7 +309,7 @@ def test_what_is_added_to_the_engines_arguments(models):
         "bench", *map(str, models.values()), "-o", "out", *OPTIONS, "--tensor-parallel-size", "2",
         "--engine-arg=--max-num-seqs 4", "--engine-arg=--dtype=bfloat16",
     ])  # fmt: skip
-    request = command._request(args, Progress(quiet=True))
+    request = command._request(args)
     described = bench_run.describe(request.base, request.pruned)
     assert bench_run.complete(request.settings, described, "cpu") == (
         "--max-num-seqs", "4", "--dtype=bfloat16", "--tensor-parallel-size", "2",
