@@ -255,11 +255,9 @@ def make_plan(
         runner.advance(dataclasses.replace(plan, rounds=plan.rounds[:done]))
 
     def report(current: PrunePlan) -> None:
-        done = current.rounds[-1]
-        progress.say(
-            f"round {len(current.rounds)}: remove layer "
-            f"{', '.join(map(str, done.removed))}, factor {done.factor:.6f}"
-        )
+        done, number = current.rounds[-1], len(current.rounds)
+        removed = ", ".join(map(str, done.removed))
+        progress.say(f"round {number}: remove layer {removed}, factor {done.factor:.6f}")
         on_round(current)
 
     plan = select(

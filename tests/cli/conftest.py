@@ -7,10 +7,12 @@ runs them in processes of their own, forked from one that has imported torch alr
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,52 @@ def small_disk(tmp_path):
         pytest.skip("mounting is not permitted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def added(tmp_path_factory, monkeypatch):
+    """``--compensation whole`` and ``--compensation halves``, each one more file."""
+    import prunecomp.compensators as package
+    from prunecomp.rounds import REPAIRS
+    from tests.cli.repairs import HALVES, WHOLE
+
+    folder = tmp_path_factory.mktemp("added")
+    for name, code in {"whole": WHOLE, "halves": HALVES}.items():
+        (folder / f"{name}.py").write_text(code)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    importlib.invalidate_caches()
+    monkeypatch.setitem(
+        REPAIRS, "halves", importlib.import_module("prunecomp.compensators.halves").Halved
+    )
+    yield
+    for name in ("whole", "halves"):
+        if sys.modules.pop(f"prunecomp.compensators.{name}", None):
+            delattr(package, name)
+
+
+@pytest.fixture
+def sharded(pristine, tmp_path) -> Path:
+    """The model in several files, so that sources lie apart."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = tmp_path / "sharded"
+    model = AutoModelForCausalLM.from_pretrained(pristine, dtype=torch.bfloat16)
+    model.save_pretrained(path, max_shard_size="40KB")
+    AutoTokenizer.from_pretrained(pristine).save_pretrained(path)
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return path
+
+
+@pytest.fixture
+def repaired(cli, added, sharded, small, tmp_path):
+    """``repaired(compensation, *options)``: the file of a plan, beside which its sidecars lie."""
+
+    def make(compensation: str, *options, layers: int = 3, name: str = "plan") -> Path:
+        path = tmp_path / name / "plan.json"
+        ended = cli("plan", sharded, "-q", "-o", path, "--layers", layers, *small,
+                    "--compensation", compensation, *options)  # fmt: skip
+        assert (ended.code, ended.err) == (0, "")
+        return path
+
+    return make

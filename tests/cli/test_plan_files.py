@@ -42,10 +42,10 @@ def test_no_plan(apply, text):
     apply(text, says="bad.json: ")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [], {}])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None, [], {}])
 def test_version(apply, own, version):
     own["schema_version"] = version
-    apply(own, says=("schema version", "reads version 1", "make the plan again"))
+    apply(own, says=("schema version", "reads version 1 to 2", "make the plan again"))
 
 
 # --- a damaged plan
