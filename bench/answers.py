@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.context import Run
+from bench.qualities import Answer, Answers, Question
 from bench.questions import MAX_TOKENS, Asked, decode
-from bench.schema import Answer, Answers, Model, Question
+from bench.schema import Model
 from bench.server import ServerError
 from prunecomp.errors import PruneCompError
 

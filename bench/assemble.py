@@ -12,18 +12,9 @@ from bench.context import Run
 from bench.engines.base import Options
 from bench.environment import environment
 from bench.offline_stage import OfflineStage
+from bench.qualities import Accuracy
 from bench.quantities import Estimate, Ratio
-from bench.schema import (
-    Accuracy,
-    Ceiling,
-    Frontier,
-    Memory,
-    Model,
-    Offline,
-    Report,
-    Serving,
-    Summary,
-)
+from bench.schema import Ceiling, Frontier, Memory, Model, Offline, Report, Serving, Summary
 from bench.serving_stage import RATES_FROM, ServingStage
 from bench.work import counts_of
 

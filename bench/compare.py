@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.qualities import MeanRetained, TaskResult
 from bench.quantities import Percentiles, Ratio, Spread
 from bench.report.format import SPEEDUPS, interval, number
-from bench.schema import MeanRetained, Model, Report, Serving, TaskResult
+from bench.schema import Model, Report, Serving
 
 _PERPLEXITY_NOISE = 1e-3
 _UNLIKE = ("environment.commands", "environment.git.dirty")

@@ -17,9 +17,10 @@ from bench.engines import ENGINES
 from bench.models import context_of, describe
 from bench.offline_stage import OfflineStage
 from bench.placement import place
+from bench.qualities import Accuracy
 from bench.questions import Asked
 from bench.raw import Raw
-from bench.schema import Accuracy, Frontier, Model, Report
+from bench.schema import Frontier, Model, Report
 from bench.server import SMALL_ON_CPU, check_port, need_vllm
 from bench.serving_stage import ServingStage
 from bench.workload import check_lengths

@@ -22,9 +22,9 @@ from typing import Any
 from bench.ablation import spliced
 from bench.accuracy import run as accuracy
 from bench.accuracy.collect import collect
+from bench.qualities import Accuracy
 from bench.records import plain
 from bench.report.format import number, retained
-from bench.schema import Accuracy
 from bench.script import script
 from prunecomp import pipeline
 from prunecomp.checkpoint.output import write_text

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.qualities import Accuracy, MeanRetained, Perplexity, Retained, TaskResult
 from bench.quantities import Estimate
-from bench.schema import Accuracy, MeanRetained, Perplexity, Retained, TaskResult
 from bench.statistics import mean_of, retained
 from prunecomp.calibration.data import BUILT_IN
 from prunecomp.errors import PruneCompError

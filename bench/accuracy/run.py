@@ -14,8 +14,9 @@ from bench.accuracy.collect import collect
 from bench.accuracy.tasks import open_tasks
 from bench.accuracy.worker import Job
 from bench.process import Child
+from bench.qualities import Accuracy
 from bench.raw import is_ours
-from bench.schema import Accuracy, Failure
+from bench.schema import Failure
 from prunecomp.checkpoint.foreign import remove_ours
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bench.conditions import Prompt
+from bench.qualities import Answer
 from bench.report.content import Part, Section, Table, missing
 from bench.report.format import NOT_MEASURED
-from bench.schema import Answer, Report
+from bench.schema import Report
 
 NEW_LINE = " ↵ "
 #: So many prompts are there at once; the others are behind a fold.

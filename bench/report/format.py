@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bench.qualities import MeanRetained, Retained
 from bench.quantities import Estimate, Percentiles, Ratio, Spread
-from bench.schema import MeanRetained, Retained
 
 NOT_MEASURED = "not measured"
 #: Speedups by their name in the summary: the stage of the ceiling, and the words for it.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bench.qualities import Accuracy, TaskResult
 from bench.report.content import Part, Section, Table, missing
 from bench.report.format import NOT_MEASURED, count, listed, number, percent, retained
 from bench.report.plots.depth import deepest_plans, read_plans
-from bench.schema import Accuracy, Report, TaskResult
+from bench.schema import Report
 
 
 def accuracy(report: Report) -> Section:

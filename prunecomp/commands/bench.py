@@ -18,9 +18,10 @@ from prunecomp.progress import Progress
 
 if TYPE_CHECKING:
     from bench.context import Run
+    from bench.qualities import Accuracy
     from bench.questions import Asked
     from bench.run import Request
-    from bench.schema import Accuracy, Failure, Report
+from bench.schema import Failure, Report
 
 EXAMPLES = """\
 examples:

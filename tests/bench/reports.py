@@ -6,29 +6,31 @@ import random
 from dataclasses import replace
 
 from bench.conditions import Environment, Git, Message, Mix, Settings, Slo
-from bench.quantities import Estimate, Percentiles, Spread
-from bench.schema import (
+from bench.qualities import (
     Accuracy,
     Answer,
     Answers,
+    MeanRetained,
+    Perplexity,
+    Question,
+    Retained,
+    TaskResult,
+)
+from bench.quantities import Estimate, Percentiles, Spread
+from bench.schema import (
     Ceiling,
     CeilingPoint,
     Failure,
     Frontier,
     FrontierPoint,
-    MeanRetained,
     Memory,
     Model,
     Offline,
     Parts,
-    Perplexity,
-    Question,
     Report,
-    Retained,
     Serving,
     ServingMetrics,
     Summary,
-    TaskResult,
     Work,
 )
 from bench.statistics import speedup, spread

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.accuracy import tasks, worker
 from bench.accuracy.collect import ONLY_SHORT, _guessed, collect
 from bench.accuracy.run import Request, check, job_of, run
-from bench.schema import TaskResult
+from bench.qualities import TaskResult
 from prunecomp.calibration.data import CalibrationSet, TextSource, load_tokens
 from prunecomp.errors import UsageError
 from prunecomp.progress import Progress

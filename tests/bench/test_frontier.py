@@ -16,8 +16,9 @@ import cli
 from bench import frontier
 from bench.accuracy.run import Outcome, Request
 from bench.frontier import Criterion, Study, draw, read_frontier, recommend
+from bench.qualities import Accuracy, MeanRetained
 from bench.quantities import Estimate
-from bench.schema import Accuracy, FrontierPoint, MeanRetained
+from bench.schema import FrontierPoint
 from prunecomp import machine, pipeline
 from prunecomp.checkpoint.reader import Checkpoint
 from prunecomp.errors import UsageError

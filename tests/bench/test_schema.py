@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import schema
+from bench import qualities, schema
 from bench.conditions import Environment, Git, Mix, Settings, Slo
 from bench.quantities import Estimate, Ratio, Spread
 from prunecomp.errors import UsageError
@@ -27,7 +27,9 @@ REPORT = schema.Report(
     models=(schema.Model("base", "m", "base", "llama", 4, 0, (), 10, 20),
             schema.Model("minus-1", "p", "pruned", "llama", 3, 1, (2,), 8, 16, {"rounds": []})),
     offline=(schema.Offline("base", "vllm", "latency", None, 1, 8, 8, SPREAD, SPREAD, SPREAD),),
-    accuracy=schema.Accuracy("hf", None, perplexity=(schema.Perplexity("base", "text", 17.5, 9),)),
+    accuracy=qualities.Accuracy(
+        "hf", None, perplexity=(qualities.Perplexity("base", "text", 17.5, 9),)
+    ),
     summary=(schema.Summary("minus-1", 1, {"decode": Ratio(1.2, 1.1, 1.3, 3)},
                             Estimate(0.9, None), 0.8, None),),
 )  # fmt: skip

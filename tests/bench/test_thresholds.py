@@ -9,8 +9,9 @@ import pytest
 
 import cli
 from bench import report as pages
+from bench.qualities import Accuracy, MeanRetained, Perplexity
 from bench.quantities import Ratio
-from bench.schema import Accuracy, MeanRetained, Perplexity, Summary
+from bench.schema import Summary
 from bench.thresholds import Thresholds, check, parse_fail_under
 from prunecomp.errors import UsageError
 from tests.bench import reports

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bench.qualities import MeanRetained
 from bench.report.format import SPEEDUPS, number, ratio, retained
 from bench.report.plots.drawing import Plot, colour, error_bar, numbers, panel, series, slug
-from bench.schema import CeilingPoint, MeanRetained, Report
+from bench.schema import CeilingPoint, Report
 
 
 def ideal(report: Report, model: str, measure: str) -> CeilingPoint | None:
