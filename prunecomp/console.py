@@ -27,6 +27,7 @@ SILENCE = {
 }
 #: What an error's line begins with.
 ERROR = "error: "
+_MOST = MAX_LINE - len(ERROR)
 _LONG_WORD, _SHORT_PATH = 80, 60
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = ("out of memory", "can't allocate memory")  # what torch says, of CUDA and of the CPU
@@ -129,28 +130,33 @@ def explain(
 def shortened(message: str) -> str:
     """`message` on one line of at most `MAX_LINE` characters, the word before it included.
 
-    Where it is longer, the middle goes: what is wrong and where stands in front, what to do about
-    it behind the last semicolon. Before that, single long words lose their middle, and the path at
-    the start its first folders.
+    Where it is longer, the path at the start loses its first folders (and is DIR where it stands
+    again), then long words their middle, then the line what stands between the place, in front, and
+    what to do about it, behind the last semicolon.
     """
     line = printable(" ".join(message.splitlines()))
-    most = MAX_LINE - len(ERROR)
-    if len(line) <= most:
+    if len(line) <= _MOST:
         return line
     first, colon, rest = line.partition(": ")
     if not colon:
         first, rest = "", line
-    rest = re.sub(rf"\S{{{_LONG_WORD},}}", _without_middle, rest)
-    room = max(most - len(colon + rest), _SHORT_PATH)
-    if len(first) > room:
-        first = f"...{first[3 - room :]}"
-    line = f"{first}{colon}{rest}"
-    if len(line) <= most:
-        return line
-    semicolon = rest.rfind("; ")
-    remedy = rest[semicolon:] if semicolon >= 0 else rest[-most // 4 :]
-    remedy = remedy if len(remedy) <= most // 2 else f"{remedy[: most // 2 - 4]} ..."
-    return f"{line[: most - len(remedy) - 4]} ...{remedy}"
+    if len(first) > _SHORT_PATH:
+        rest = rest.replace(first, "DIR")
+    words = re.sub(rf"\S{{{_LONG_WORD},}}", _without_middle, rest)
+    for shorter in (rest, words):
+        line = _with_short_path(first, f"{colon}{shorter}")
+        if len(line) <= _MOST:
+            return line
+    semicolon = words.rfind("; ")
+    remedy = words[semicolon:] if semicolon >= 0 else words[-_MOST // 4 :]
+    remedy = remedy if len(remedy) <= _MOST // 2 else f"{remedy[: _MOST // 2 - 4]} ..."
+    return f"{line[: _MOST - len(remedy) - 4]} ...{remedy}"
+
+
+def _with_short_path(path: str, rest: str) -> str:
+    """Both, `path` without as many of its first characters as must go."""
+    room = max(_MOST - len(rest), _SHORT_PATH)
+    return (path if len(path) <= room else f"...{path[3 - room :]}") + rest
 
 
 def _without_middle(word: re.Match[str]) -> str:

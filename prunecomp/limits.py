@@ -13,6 +13,8 @@ MAX_INTEGER = 2**63
 #: What the factors of a plan may come to, and one by the largest: weights in half precision hold
 #: no more, and no cut of a real model comes near it.
 MAX_SCALE = 2.0**64
+#: Doublings and halvings of all factors: within these, float64 holds their products in any order.
+MAX_OCTAVES = 1000
 #: Characters of a name or pattern in the settings of a quantised checkpoint.
 MAX_PATTERN = 1 << 16
 #: Seconds of a processor that one such pattern may take to be matched against all modules.

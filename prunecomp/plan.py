@@ -20,7 +20,7 @@ from typing import Any
 from prunecomp.errors import PlanError, brief
 from prunecomp.hub import is_repository_name
 from prunecomp.json_files import read_json
-from prunecomp.limits import MAX_LAYERS, MAX_SCALE
+from prunecomp.limits import MAX_LAYERS, MAX_OCTAVES, MAX_SCALE
 from prunecomp.records import RecordError, parse
 from prunecomp.rounds import Matrices, PruneRound, RemoveSpan, Scale, Span
 
@@ -269,6 +269,9 @@ def _check_scales(plan: PrunePlan) -> None:
                 f"round {number} has factor {r.factor}; a factor is finite and positive, and no "
                 "model's is so far from one"
             )
+    octaves = sum(abs(math.log2(r.factor)) for r in plan.rounds)
+    if octaves > MAX_OCTAVES:
+        raise RecordError(f"the factors of the rounds are {octaves:.0f} doublings and halvings")
     product = 1.0
     for r in sorted(plan.rounds, key=lambda r: r.removed[0], reverse=True):
         product *= r.factor

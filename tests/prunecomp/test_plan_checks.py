@@ -97,3 +97,18 @@ def test_a_prefix_of_an_unfinished_plan_is_whole():
         check(unfinished)
     check(unfinished.prefix(2))
     check(unfinished.prefix(1))
+
+
+def test_factors_that_only_come_to_something_in_the_end():
+    """Any product of some of them has to be a number, in the order of the rounds as well."""
+    spans = [(i,) for i in (40, 38, 36, 34, 32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6)]
+    rounds = [
+        {"removed": list(span), "factor": 2.0**60 if n < 9 else 2.0**-60, "scores": {}}
+        for n, span in enumerate([*spans[::2], *spans[1::2]])
+    ]
+    document = replace(plan(spans=()), source=SourceModel("m", "llama", 64, {})).to_json()
+    document |= {"rounds": rounds, "removed_layers": sorted(i for s in spans for i in s)}
+    document["recipe"]["num_removed"] = len(spans)
+    del document["kept_layers"], document["schema_version"]
+    with pytest.raises(PlanError, match="doublings and halvings"):
+        PrunePlan.from_json({"schema_version": 1, **document}, where="p.json")
