@@ -183,7 +183,7 @@ def tables(document: dict[str, Any], texts: Sequence[Text]) -> str:
     """The part of the Markdown document: what was measured how, figures, and layers."""
     from bench.records import parse
 
-    found: Accuracy = parse(Accuracy, document["accuracy"], "accuracy")
+    found: Accuracy = parse(Accuracy, document["accuracy"], "accuracy", hint="measure anew")
     tasks = list(dict.fromkeys(r.task for r in found.results))
     by_task = {(r.model, r.task): r for r in found.results}
     means = {r.model: r for r in reversed(found.mean_retained)}

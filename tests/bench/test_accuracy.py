@@ -95,7 +95,7 @@ def models(text_model, tmp_path_factory) -> dict[str, Path]:
 
 def request_for(local_tasks: Path, *names: str, **options) -> Request:
     return Request(**{
-        "tasks": names, "include_path": (local_tasks,), "text": None, "device": "cpu", **options,
+        "tasks": names, "include_path": (local_tasks,), "texts": (), "device": "cpu", **options,
     })  # fmt: skip
 
 

