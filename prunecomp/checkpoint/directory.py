@@ -14,10 +14,6 @@ from prunecomp.errors import CheckpointError
 from prunecomp.json_files import read_settings
 
 ADAPTER_FILE = "adapter_config.json"
-_MERGE = (
-    '`python -c "from peft import AutoPeftModelForCausalLM as M; '
-    "M.from_pretrained('{path}').merge_and_unload().save_pretrained('MERGED')\"`"
-)
 
 
 def check_directory(path: Path) -> None:
@@ -65,10 +61,10 @@ def _has_weights(path: Path) -> bool:
 
 def _adapter_alone(path: Path) -> CheckpointError:
     base = read_settings(path / ADAPTER_FILE).get("base_model_name_or_path")
-    of = f" for {base[:80]!r}" if isinstance(base, str) else ""
+    of = f" for {base[-60:]!r}" if isinstance(base, str) else ""
     return CheckpointError(
-        f"{path}: holds only {_adapter(path)}{of}; merge it into its model, and name the "
-        f"result: {_MERGE.format(path=path)}"
+        f"{path}: holds only {_adapter(path)}{of}; merge it with PEFT, AutoPeftModelForCausalLM"
+        ".from_pretrained(DIR).merge_and_unload().save_pretrained(NEW), and name NEW"
     )
 
 
