@@ -10,7 +10,7 @@ import torch
 
 from prunecomp.checkpoint.account import check_account
 from prunecomp.checkpoint.carried import CONFIG_FILE
-from prunecomp.checkpoint.files import stock_config, why_not_built
+from prunecomp.checkpoint.files import resolved_config, stock_config, why_not_built
 from prunecomp.checkpoint.index import read_json
 from prunecomp.checkpoint.parameters import ParameterMap
 from prunecomp.checkpoint.reader import Checkpoint
@@ -52,8 +52,10 @@ def check_source_model(checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: transformers cannot build it, or tensors are missing or misshapen.
-        UnsupportedModelError: a tensor of which the family does not say how it is scaled.
+        UnsupportedModelError: transformers does not accept the config, or there is a tensor of
+            which the family does not say how it is scaled.
     """
+    resolved_config(checkpoint)
     check_account(checkpoint, model_of(checkpoint.path))
 
 

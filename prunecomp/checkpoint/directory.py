@@ -61,11 +61,10 @@ def _has_weights(path: Path) -> bool:
 
 def _adapter_alone(path: Path) -> CheckpointError:
     base = read_settings(path / ADAPTER_FILE).get("base_model_name_or_path")
-    of = f" for {base[:80]!r}" if isinstance(base, str) else ""
+    of = f" for {base[-60:]!r}" if isinstance(base, str) else ""
     return CheckpointError(
-        f"{path}: holds only {_adapter(path)}{of}; merge it into its model with PEFT, "
-        "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW), "
-        "and name NEW"
+        f"{path}: holds only {_adapter(path)}{of}; merge it with PEFT, AutoPeftModelForCausalLM"
+        ".from_pretrained(DIR).merge_and_unload().save_pretrained(NEW), and name NEW"
     )
 
 

@@ -30,7 +30,7 @@ def test_adapter(refused, refused_compress, model, tmp_path, kind, called):
     refused("inspect", model, says=("holds only", called))
     (model / "config.json").unlink()
     refused("inspect", model, says=(
-        "holds only", called, "'meta-llama/Llama-3.1-8B'", "merge_and_unload", str(model),
+        "holds only", called, "'meta-llama/Llama-3.1-8B'", "merge_and_unload", "name NEW",
     ))  # fmt: skip
 
 
