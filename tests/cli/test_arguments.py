@@ -42,7 +42,7 @@ def test_how_many(refused, model, tmp_path, command, options, says):
         (["--metric", ""], "unknown metric ''"),
         (["--metric", "../bi"], "unknown metric '../bi'"),
         (["--compensation", "magnitud"], ("unknown compensation", "did you mean 'magnitude'")),
-        (["--compensation", "x"], "choose from magnitude, none"),
+        (["--compensation", "x"], "choose from least-squares, magnitude, none"),
         (["--device", "gpu"], ("--device gpu", "auto, cpu or cuda")),
         (["--device", ""], "use auto, cpu or cuda"),
         (["--device", "mps"], "not supported"),
