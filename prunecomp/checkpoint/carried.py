@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from prunecomp.checkpoint.converted import RECORD_FILE
 from prunecomp.checkpoint.index import INDEX_FILE, SINGLE_FILE, read_json, refuse_pointer
 from prunecomp.errors import CheckpointError, UnsupportedModelError
 from prunecomp.json_files import read_settings
@@ -35,7 +36,7 @@ TEMPLATES, MODULES_FILE = "additional_chat_templates", "modules.json"
 _MODULE_FILES = (CONFIG_FILE, SINGLE_FILE)
 #: Files that are rewritten, or that nobody misses.
 _EXPECTED = (
-    CONFIG_FILE, "*.safetensors", INDEX_FILE, "README.md", "prunecomp.json", ".*",
+    CONFIG_FILE, "*.safetensors", INDEX_FILE, "README.md", "prunecomp.json", RECORD_FILE, ".*",
     "modeling_*.py", "configuration_*.py",
 )  # fmt: skip
 
