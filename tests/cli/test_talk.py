@@ -93,7 +93,7 @@ def test_talk_goes_to_stderr(cli, commands):
         r"calibration: .*text.txt, 4 x 32 tokens; bfloat16 on cpu, the whole model in about .* GiB",
         lines[0],
     )
-    assert [line[:8] for line in lines[1:]] == ["round 1:", "round 2:"]
+    assert [line[:8] for line in lines[1:]] == ["round 1:", "round 2:", "checked:"]
     assert "round 1:" not in ended.out
 
 
