@@ -57,7 +57,7 @@ def test_what_neither_names(tokens):
     [
         ("eos_token_id", "</s>"), ("eos_token_id", -1), ("eos_token_id", 200),
         ("eos_token_id", True), ("eos_token_id", 1.5), ("eos_token_id", [1, "x"]),
-        ("eos_token_id", {"a": 1}), ("eos_token_id", [[1]]), ("eos_token_id", 10**30),
+        ("eos_token_id", {"a": 1}), ("eos_token_id", [[1]]), ("eos_token_id", 2**62),
         ("eos_token_id", ["x" * 5000]), ("bos_token_id", [1]), ("pad_token_id", -7),
     ],
 )  # fmt: skip

@@ -184,14 +184,14 @@ def test_the_engine_of_the_benchmark_generates_these_tokens(exported, pruned):
 
     session._session = Watched()
     ids = tiny_models.tokens(2, 7)
-    assert session.generate(ids.tolist(), 5) == 10
+    generated = session.generate(ids.tolist(), 5)
     assert [length for length, _ in found] == [7, 1, 1, 1, 1]
     expected = pruned.generate(
         ids, attention_mask=torch.ones_like(ids), min_new_tokens=5, max_new_tokens=5,
         do_sample=False, pad_token_id=0,
     )  # fmt: skip
     tokens = np.stack([best for _, best in found], axis=1)
-    assert tokens.tolist() == expected[:, 7:].tolist()
+    assert generated == tokens.tolist() == expected[:, 7:].tolist()
 
 
 def test_same_greedy_tokens_as_transformers(exported, pruned):
