@@ -286,8 +286,8 @@ def test_weights_that_are_quantised_already_are_refused(model, tmp_path, monkeyp
     from prunecomp.checkpoint.reader import Checkpoint
 
     class Fp8(Checkpoint):
-        def __init__(self, path):
-            super().__init__(path)
+        def __init__(self, path, **options):
+            super().__init__(path, **options)
             self.quantized = object()
 
     monkeypatch.setattr("prunecomp.checkpoint.reader.Checkpoint", Fp8)
