@@ -58,6 +58,10 @@ This is `{name}`, an ordinary {model_type} {kind}, written by prunecomp. No laye
 
 _CHECKPOINT = "checkpoint: stock transformers and vLLM load it"
 _AGAIN = "`cli.py apply SOURCE prunecomp.json --output DIR` repeats this\ndirectory byte for byte."
+_WITH_MATRICES = (
+    "`cli.py apply SOURCE PLAN --output DIR` repeats this directory byte for byte;\n"
+    "new values of weights lie beside the plan."
+)
 #: What a card says of licence and origin.
 _CARRIED = ("license", "license_name", "license_link", "base_model")
 #: Bytes of a card that are read for it.
@@ -189,7 +193,7 @@ def _source(converted: Converted | None) -> str:
 
 def model_card(
     plan: PrunePlan, *, origin: Origin, parameters: tuple[int, int] | None = None,
-    nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str = _AGAIN,
+    nbytes: tuple[int, int] | None = None, kind: str = _CHECKPOINT, again: str | None = None,
     library: str = "transformers", tags: Sequence[str] = (), converted: Converted | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md of a compressed model.
@@ -198,7 +202,7 @@ def model_card(
         parameters: of the result and of the source.
         nbytes: of the weights of the result and of the source.
         kind: what it is and who loads it.
-        again: how it is made again.
+        again: how it is made again; None for `apply`.
         library: that loads it, as the hub calls it.
         tags: further ones.
         converted: what the source was converted from, if it was.
@@ -212,7 +216,7 @@ def model_card(
         name=_code(plan.source.name),
         model_type=_text(plan.source.model_type),
         kind=kind,
-        again=again,
+        again=again or (_WITH_MATRICES if any(r.repair.weights for r in plan.rounds) else _AGAIN),
         removed_count=len(plan.removed),
         depth=plan.source.num_hidden_layers,
         removed=", ".join(map(str, plan.removed)),

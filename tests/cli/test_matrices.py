@@ -153,6 +153,7 @@ def test_compress_and_the_manifest(repaired, cli, refused, sharded, small, tmp_p
     manifest = json.loads((out / "prunecomp.json").read_text())
     assert manifest["plan"]["rounds"] == json.loads(file.read_text())["rounds"]
     assert not list(out.glob("matrices*"))
+    assert "new values of weights lie beside the plan" in (out / "README.md").read_text()
     assert cli("apply", sharded, file, "-q", "-o", tmp_path / "applied").code == 0
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "applied" / path.name).read_bytes(), path.name
