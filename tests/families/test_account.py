@@ -157,7 +157,7 @@ LAYER = "model.layers.2."
     ("changes", "error", "says"),
     [
         ({"mlp.adapter.weight": (4, 4)}, UnsupportedModelError, "mlp.adapter.weight [4, 4]"),
-        ({"mlp.down_proj.lora_A.weight": (4, 4)}, UnsupportedModelError, "lora_A"),
+        ({"mlp.down_proj.lora_A.weight": (4, 4)}, CheckpointError, "lora_A"),
         ({"self_attn.o_proj.weight": None}, CheckpointError, "self_attn.o_proj.weight"),
         ({"self_attn.o_proj.weight": (0,)}, CheckpointError, "sharded training"),
         ({"mlp.up_proj.weight": (4, 4)}, CheckpointError, "is (4, 4), not (48, 32)"),
