@@ -226,5 +226,6 @@ PROMISED = [
 
 def test_supported_types():
     assert set(PROMISED) <= set(supported_types())
-    with pytest.raises(UsageError, match=r"'qwen4' is not supported; did you mean 'qwen.'"):
+    with pytest.raises(UsageError, match=r"'qwen4' is not supported \(") as caught:
         family_for({"model_type": "qwen4"}, where="here")
+    assert "did you mean" not in str(caught.value)  # it is another architecture
