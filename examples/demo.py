@@ -7,7 +7,6 @@ python examples/demo.py --model MODEL --layers 4 --output out/demo
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -92,17 +91,16 @@ def side_by_side(question: str, answers: tuple[str, str]) -> str:
     return f"\n> {question}\n\n" + "\n".join(f"{a:<{COLUMN}}  {b}".rstrip() for a, b in lines)
 
 
-def speeds(servers: list[Server], tokens: tuple[int, ...]) -> list[float]:
-    """Tokens per second of one request at a time, its prompt included; servers in turns."""
+def speed(server: Server, tokens: tuple[int, ...]) -> float:
+    """Tokens per second of one request at a time, its prompt included."""
     body = {"prompt": list(tokens), "max_tokens": TIMED_TOKENS, "temperature": 0,
             "ignore_eos": True}  # fmt: skip
-    found: list[list[float]] = [[] for _ in servers]
+    found = []
     for _ in range(1 + TIMES):  # the first one warms up
-        for server, rates in zip(servers, found, strict=True):
-            start = time.perf_counter()
-            server.post("/v1/completions", body)
-            rates.append(TIMED_TOKENS / (time.perf_counter() - start))
-    return [statistics.median(rates[1:]) for rates in found]
+        start = time.perf_counter()
+        server.post("/v1/completions", body)
+        found.append(TIMED_TOKENS / (time.perf_counter() - start))
+    return statistics.median(found[1:])
 
 
 def ask(base: Path, pruned: Path, logs: Path) -> None:
@@ -117,22 +115,20 @@ def ask(base: Path, pruned: Path, logs: Path) -> None:
     models = describe(base, [pruned])
     arguments = ["--max-model-len", str(CONTEXT), "--no-enable-prefix-caching"]
     arguments += [] if torch.cuda.is_available() else SMALL_ON_CPU
-    print("\nserving both with vLLM ...", file=sys.stderr, flush=True)
-    with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(Server(
-                Path(m.path), log=logs / f"{m.id}.log", arguments=arguments, environment=defaults(),
-            )) for m in models
-        ]  # fmt: skip
-        for server in servers:
+    answers, rates = [], []
+    for model in models:  # one after the other: a server that waits still takes cores from another
+        print(f"serving {model.id} with vLLM ...", file=sys.stderr, flush=True)
+        with Server(
+            Path(model.path), log=logs / f"{model.id}.log", arguments=arguments,
+            environment=defaults(),
+        ) as server:  # fmt: skip
             server.wait_until_up(STARTUP_S)
-        for prompt, tokens in zip(asked.prompts, asked.tokens, strict=True):
-            first, second = (
-                of_server(model)(server, tokens, asked.stop)[0]
-                for model, server in zip(models, servers, strict=True)
-            )
-            print(side_by_side(prompt[-1].content, (first, second)), flush=True)
-        before, after = speeds(servers, asked.tokens[0])
+            ask_one = of_server(model)
+            answers.append([ask_one(server, tokens, asked.stop)[0] for tokens in asked.tokens])
+            rates.append(speed(server, asked.tokens[0]))
+    for prompt, *both in zip(asked.prompts, *answers, strict=True):
+        print(side_by_side(prompt[-1].content, tuple(both)), flush=True)
+    before, after = rates
     print("\n" + columns(
         ("", "base", "pruned"),
         ("tokens/s, one request at a time", f"{before:.1f}", f"{after:.1f}"),
