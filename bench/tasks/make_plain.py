@@ -8,16 +8,13 @@ same text gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from bench.tasks.plain_text import CHAINS, ENDS, FACTS, WORDS
-from prunecomp.checkpoint.output import write_text
+from bench.tasks.writing import write_tasks
 
 OPTIONS = 4
 #: Sentences that are to be said again, at a time.
@@ -74,13 +71,7 @@ def make() -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes one file per task; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bench.tasks.make_plain", description=__doc__)
-    parser.add_argument("output", type=Path)
-    args = parser.parse_args(argv)
-    for task, items in make().items():
-        text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        write_text(args.output / f"{task}.jsonl", text, overwrite=True)
-        print(f"{task}: {len(items)} items, {len(text):,} bytes")
+    write_tasks("bench.tasks.make_plain", __doc__, make, argv)
     return 0
 
 

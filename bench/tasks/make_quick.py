@@ -10,7 +10,6 @@ one they are of. The same library gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import keyword
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.tasks.writing import write_tasks
 from prunecomp.calibration.python_stdlib import documents
 from prunecomp.checkpoint.output import write_text
 
@@ -221,15 +221,9 @@ def make(root: Path | None = None) -> dict[str, list[dict]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes one file per task; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bench.tasks.make_quick", description=__doc__)
-    parser.add_argument("output", type=Path)
-    args = parser.parse_args(argv)
-    for task, items in make().items():
-        text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        write_text(args.output / f"{task}.jsonl", text, overwrite=True)
-        print(f"{task}: {len(items)} items, {len(text):,} bytes")
+    output = write_tasks("bench.tasks.make_quick", __doc__, make, argv)
     source = {"python": platform.python_version(), "library": "CPython standard library"}
-    write_text(args.output / "source.json", json.dumps(source) + "\n", overwrite=True)
+    write_text(output / "source.json", json.dumps(source) + "\n", overwrite=True)
     return 0
 
 

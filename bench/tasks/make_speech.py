@@ -9,7 +9,6 @@ are in the public domain. The same package gives the same bytes; ``source.json``
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.tasks.make_quick import in_turns
+from bench.tasks.writing import write_tasks
 from prunecomp.calibration.prose import PACKAGE, documents
 from prunecomp.checkpoint.output import write_text
 
@@ -115,15 +115,9 @@ def make(root: Path | None = None) -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes one file per task; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bench.tasks.make_speech", description=__doc__)
-    parser.add_argument("output", type=Path)
-    args = parser.parse_args(argv)
-    for task, items in make().items():
-        text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        write_text(args.output / f"{task}.jsonl", text, overwrite=True)
-        print(f"{task}: {len(items)} items, {len(text):,} bytes")
+    output = write_tasks("bench.tasks.make_speech", __doc__, make, argv)
     source = {"package": PACKAGE, "version": metadata.version(PACKAGE)}
-    write_text(args.output / "source.json", json.dumps(source) + "\n", overwrite=True)
+    write_text(output / "source.json", json.dumps(source) + "\n", overwrite=True)
     return 0
 
 
