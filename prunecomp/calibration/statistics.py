@@ -194,8 +194,8 @@ class Summed:
 
 
 @dataclass(frozen=True)
-class Magnitudes(PerSample):
-    """Mean over tokens of |h|: [samples, d] float32."""
+class _Size(PerSample):
+    """A size of the values at one site, which goes with their scale."""
 
     site: Site
     power: ClassVar[int] = 1
@@ -203,6 +203,11 @@ class Magnitudes(PerSample):
     @property
     def sites(self) -> tuple[Site, ...]:
         return (self.site,)
+
+
+@dataclass(frozen=True)
+class Magnitudes(_Size):
+    """Mean over tokens of |h|: [samples, d] float32."""
 
     def measure(
         self, values: Sequence[Value], counted: Counted, used: Sequence[torch.Tensor] = ()
@@ -211,15 +216,8 @@ class Magnitudes(PerSample):
 
 
 @dataclass(frozen=True)
-class TokenNorms(PerSample):
+class TokenNorms(_Size):
     """Euclidean norm of each token: [samples, t - lead] float32, 0 where none counts."""
-
-    site: Site
-    power: ClassVar[int] = 1
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (self.site,)
 
     def measure(
         self, values: Sequence[Value], counted: Counted, used: Sequence[torch.Tensor] = ()
